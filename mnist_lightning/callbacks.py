@@ -1,0 +1,213 @@
+"""What runs beside training: reproducible epochs, run files, figures for TensorBoard."""
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.module import _jit_is_scripting
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from mnist_lightning.classifier import Classifier
+from mnist_lightning.data.images import MNISTDataModule, mixed_seed
+from mnist_lightning.evaluation.metrics import Metrics, metrics
+from mnist_lightning.evaluation.predictions import predict, save_predictions
+
+_PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "numpy")
+
+
+class ReproducibleEpochs(Callback):
+    """Seeds dropout's random numbers anew in every epoch.
+
+    A checkpoint does not hold the generators' state: without this, a resumed run would draw others.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's hook."""
+        torch.manual_seed(mixed_seed(self.seed, trainer.current_epoch, trainer.global_rank))
+
+
+class RunFiles(Callback):
+    """Measures the training and writes `summary.json` and `test_predictions.npz` after the test.
+
+    Training and validation are evaluated again, as the test set was: undistorted, with the chosen checkpoint.
+
+    Args:
+        experiment: The run's name.
+        seed: The run's seed.
+    """
+
+    def __init__(self, experiment: str, seed: int) -> None:
+        self.experiment = experiment
+        self.seed = seed
+        self.metrics: dict[str, Metrics] = {}
+        self._seconds = 0.0
+        self._images = 0
+        self._since = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the epoch, its validation included, to what earlier parts of the run have taken."""
+        now = time.perf_counter()
+        self._seconds += now - self._since
+        self._since = now
+        loader = trainer.train_dataloader
+        self._images += len(loader.sampler) * trainer.world_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """A resumed run goes on counting."""
+        return {"seconds": self._seconds, "images": self._images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning's hook."""
+        self._seconds, self._images = state_dict["seconds"], state_dict["images"]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the files; only the first process does."""
+        assert isinstance(pl_module, Classifier)
+        if not trainer.is_global_zero or trainer.log_dir is None:
+            return
+        data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        logits, labels = pl_module.predictions["test"]
+        self.metrics = {
+            "train": self._evaluate(trainer, pl_module, data, "train"),
+            "val": self._evaluate(trainer, pl_module, data, "val"),
+            "test": metrics(logits, labels, float(pl_module.loss(logits, labels))),
+        }
+        folder = Path(trainer.log_dir)
+        save_predictions(folder / "test_predictions.npz", logits, labels)
+        write_json(folder / "summary.json", self._summary(trainer, pl_module, data))
+
+    def _evaluate(self, trainer: Trainer, model: Classifier, data: MNISTDataModule, split: str) -> Metrics:
+        with trainer.precision_plugin.forward_context():
+            logits, labels = predict(model, data.batches(split, model.device))
+        return metrics(logits, labels, float(model.loss(logits, labels)))
+
+    def _summary(self, trainer: Trainer, model: Classifier, data: MNISTDataModule) -> dict[str, Any]:
+        parameters = sum(p.numel() for p in model.parameters())
+        size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        return {
+            "experiment": self.experiment,
+            "model": type(model).__name__,
+            "source": data.source,
+            "seed": self.seed,
+            **{split: asdict(values) for split, values in self.metrics.items()},
+            "parameters": parameters,
+            "size_kib": round(size / 1024, 1),
+            "layers": sum(isinstance(m, (nn.Linear, nn.Conv2d)) for m in model.modules()),
+            "best_epoch": _best_epoch(trainer),
+            "epochs": trainer.fit_loop.epoch_progress.current.completed,
+            "steps": trainer.fit_loop.epoch_loop.global_step,
+            "train_seconds": round(self._seconds, 2),
+            "images_per_second": round(self._images / self._seconds, 1) if self._seconds else None,
+            "batch_size": data.batch_size,
+            "hyper_parameters": dict(model.hparams),
+            "precision": str(trainer.precision),
+            "devices": trainer.world_size,
+            "device": _device_name(model.device),
+            "cpu_threads": torch.get_num_threads(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _best_epoch(trainer: Trainer) -> int | None:
+    path = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""  # type: ignore[attr-defined]
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]) if path else None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.processor() or platform.machine()})"
+
+
+class TensorBoardFigures(Callback):
+    """Fills TensorBoard: chart layout and model graph at the start, figures and hyper-parameters after the test."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts train and validation of one quantity on one chart, and draws the model."""
+        logger = _tensorboard(trainer)
+        if logger is None:
+            return
+        charts = {
+            name: ["Multiline", [f"train/{tag}", f"val/{tag}", f"test/{tag}"]]
+            for name, tag in (("loss", "loss"), ("accuracy", "acc"))
+        }
+        logger.experiment.add_custom_scalars({"training": charts})
+        assert isinstance(pl_module, Classifier)
+        data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        inputs, _ = pl_module.unpack(next(data.batches("val", pl_module.device)))
+        with _jit_is_scripting():  # tracing touches every attribute, `trainer` too
+            logger.experiment.add_graph(pl_module, tuple(tensor[:1] for tensor in inputs))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws what the model has right and wrong."""
+        logger = _tensorboard(trainer)
+        if logger is None:
+            return
+        from mnist_lightning.evaluation import figures
+
+        assert isinstance(pl_module, Classifier)
+        data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        logits, labels = pl_module.predictions["test"]
+        images = data.images_and_labels("test")[0]
+        step = trainer.fit_loop.epoch_loop.global_step
+        for name, figure in {
+            "confusion matrix": figures.confusion_matrix(logits, labels),
+            "training samples": figures.samples(*data.images_and_labels("train")),
+            "confident mistakes": figures.confident_mistakes(images, logits, labels),
+            "right answers": figures.right_answers(images, logits, labels),
+        }.items():
+            logger.experiment.add_figure(f"figures/{name}", figure, step)
+        hyper_parameters = {
+            "model": type(pl_module).__name__,
+            "source": data.source,
+            "batch_size": data.batch_size,
+            "precision": str(trainer.precision),
+            "epochs": trainer.fit_loop.epoch_progress.current.completed,
+            **{name: _plain(value) for name, value in pl_module.hparams.items()},
+        }
+        logger.log_hyperparams(hyper_parameters, _final_metrics(trainer), step)
+
+
+def _final_metrics(trainer: Trainer) -> dict[str, float]:
+    """Accuracy and loss of the chosen checkpoint on all splits, as `RunFiles` has measured them."""
+    results = next((c.metrics for c in trainer.callbacks if isinstance(c, RunFiles)), {})  # type: ignore[attr-defined]
+    return {
+        f"final/{split}_{name}": value
+        for split, values in results.items()
+        for name, value in (("acc", values.accuracy), ("loss", values.loss))
+    }
+
+
+def _plain(value: Any) -> str | float | bool:
+    """A value that TensorBoard's table of hyper-parameters can show."""
+    return value if isinstance(value, (str, int, float, bool)) else str(value)
+
+
+def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return loggers[0] if loggers and trainer.is_global_zero else None

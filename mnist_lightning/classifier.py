@@ -1,0 +1,268 @@
+"""What all models share: steps, loss, metrics, optimiser, schedule."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, OneCycleLR
+
+from mnist_lightning.errors import InputError
+
+CLASSES = 10
+
+
+class NonFiniteLossError(InputError):
+    """The loss became infinite or not a number; nothing that comes after it is worth anything."""
+
+
+class Standardize(nn.Module):
+    """Subtracts MNIST's mean and divides by its standard deviation: the first layer of every image model.
+
+    It belongs to the model and not to the data, so that a checkpoint, an exported file and a web page cannot
+    disagree with training.
+
+    Example:
+        >>> Standardize()(torch.zeros(1, 1, 28, 28)).mean().item()
+        -0.42421296...
+    """
+
+    mean = 0.1307
+    std = 0.3081
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps float [B, 1, 28, 28] in [0, 1] to the same shape with zero mean and unit variance on MNIST."""
+        return (images - self.mean) / self.std
+
+
+class Classifier(LightningModule):
+    """Base of all models: a subclass defines `__init__`, which passes `**training` on, and `forward`.
+
+    Logs `train/loss train/acc val/loss val/acc test/loss test/acc`. Training values are means since they were
+    last logged (every `log_every_n_steps` and at the end of an epoch), of the weights as they were.
+
+    Args:
+        loss: `cross_entropy`, or `mse` between softmax probabilities and one-hot labels.
+        label_smoothing: Share of the target that is spread over all classes.
+        optimizer: `sgd` (with Nesterov momentum, where there is momentum), `adam` or `adamw`.
+        lr: Learning rate; with the schedules it is the highest.
+        momentum: Of `sgd`.
+        betas: Of `adam` and `adamw`.
+        weight_decay: Of weight matrices and kernels; biases and normalisations are not decayed.
+        schedule: `constant`; `step`: a tenth at 1/2 and 3/4 of the training; `cosine` to zero (Loshchilov and
+            Hutter 2017, without restarts); `onecycle` (Smith and Topin 2018).
+        compile: Runs `forward` through `torch.compile`. Checkpoints are the same with and without it.
+
+    Attributes:
+        predictions: After a validation ("val"), test ("test") or prediction ("predict"): logits [N, 10] and
+            labels [N] of the whole split, in its order, on the CPU, the same on every process.
+    """
+
+    def __init__(
+        self,
+        loss: Literal["cross_entropy", "mse"] = "cross_entropy",
+        label_smoothing: float = 0.0,
+        optimizer: Literal["sgd", "adam", "adamw"] = "adamw",
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "step", "cosine", "onecycle"] = "constant",
+        compile: bool = False,  # noqa: A002 - the name that torch has for it
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()  # finds the subclass's arguments too
+        self.predictions: dict[str, tuple[Tensor, Tensor]] = {}
+        self._collected: list[tuple[Tensor, Tensor]] = []
+        self._since_logged: list[tuple[Tensor, Tensor, int]] = []  # loss, correct answers, images of each step
+
+    def setup(self, stage: str) -> None:
+        """Compiles, where that was asked for."""
+        if self.hparams["compile"]:
+            self.compile()
+
+    def unpack(self, batch: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Divides a batch into what `forward` takes and the labels; a model of other data overrides this.
+
+        Raises:
+            InputError: If this is no batch that the model can take.
+        """
+        if isinstance(batch, (tuple, list)) and len(batch) == 2:
+            images, labels = batch
+            if isinstance(images, Tensor) and images.is_floating_point() and images.shape[1:] == (1, 28, 28):
+                return (images,), labels
+        raise InputError(
+            f"{type(self).__name__} takes batches (images, labels) with float images [B, 1, 28, 28], "
+            f"but {self._data_name()} gave it {_description(batch)}"
+        )
+
+    def _data_name(self) -> str:
+        data = getattr(self._trainer, "datamodule", None)
+        return type(data).__name__ if data is not None else "the data loader"
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The training loss; always computed in 32 bits.
+
+        Args:
+            logits: [B, 10].
+            labels: int64 [B].
+
+        Returns:
+            A scalar, the mean over the batch.
+        """
+        logits = logits.float()
+        smoothing = self.hparams["label_smoothing"]
+        if self.hparams["loss"] == "cross_entropy":
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        target = F.one_hot(labels, logits.shape[1]).float() * (1 - smoothing) + smoothing / logits.shape[1]
+        return F.mse_loss(logits.softmax(dim=1), target)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One step; keeps what there is to log and logs it now and then, because logging is not free."""
+        inputs, labels = self.unpack(batch)
+        logits = self(*inputs)
+        loss = self.loss(logits, labels)
+        correct = (logits.detach().argmax(dim=1) == labels).sum()
+        self._since_logged.append((loss.detach(), correct, len(labels)))
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_training()
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs what the epoch's last steps have left."""
+        if self._since_logged:
+            self._log_training()
+
+    def _log_training(self) -> None:
+        losses, correct, sizes = zip(*self._since_logged, strict=True)
+        self._since_logged.clear()
+        stacked = torch.stack(losses)
+        finite = stacked.isfinite().tolist()
+        if not all(finite):
+            # training_step is called before the step is counted, on_train_epoch_end after it.
+            last = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            self._stop_on_non_finite(stacked, last - len(losses) + 1 + finite.index(False))
+        weights = torch.tensor(sizes, device=stacked.device)
+        loss = (stacked * weights).sum() / weights.sum()
+        accuracy = torch.stack(correct).sum() / weights.sum()
+        self.log_dict({"train/loss": loss, "train/acc": accuracy}, prog_bar=True, sync_dist=True)
+
+    def _stop_on_non_finite(self, losses: Tensor, step: int) -> None:
+        value = losses[~losses.isfinite()][0].item()
+        raise NonFiniteLossError(
+            f"the training loss became {value} at step {step} (epoch {self.current_epoch}). Try a lower learning "
+            f"rate (--model.lr is {self.hparams['lr']}), --trainer.gradient_clip_val 1, or --trainer.precision 32"
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Writes down which class this is: the weights alone do not tell."""
+        checkpoint["classifier"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Keeps the batch's logits; all metrics are computed once an epoch from all of them."""
+        self._collect(batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Keeps the batch's logits."""
+        self._collect(batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns the batch's logits [B, 10]."""
+        return self._collect(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/loss` and `val/acc`."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/loss` and `test/acc`."""
+        self._log_evaluation("test")
+
+    def on_predict_epoch_end(self) -> None:
+        """Completes `predictions`."""
+        self.predictions["predict"] = self._gather_collected()
+
+    def _collect(self, batch: Any) -> Tensor:
+        inputs, labels = self.unpack(batch)
+        logits: Tensor = self(*inputs).float()
+        self._collected.append((logits, labels))
+        return logits
+
+    def _log_evaluation(self, split: str) -> None:
+        logits, labels = self.predictions[split] = self._gather_collected()
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        metrics = {f"{split}/loss": self.loss(logits, labels), f"{split}/acc": accuracy}
+        # All processes have the same numbers; sync_dist is what keeps Lightning from warning that they may not.
+        self.log_dict(metrics, prog_bar=split == "val", sync_dist=True)
+
+    def _gather_collected(self) -> tuple[Tensor, Tensor]:
+        """Logits and labels of all processes, in the split's order."""
+        logits, labels = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
+        self._collected.clear()
+        if self.trainer.world_size > 1:
+            logits, labels = _interleaved(logits), _interleaved(labels)
+        return logits.cpu(), labels.cpu()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser, and the schedule sized to the training's steps."""
+        optimizer = self._optimizer()
+        schedule = {"scheduler": self._scheduler(optimizer), "interval": "step", "name": "lr"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[typeddict-item]
+
+    def _optimizer(self) -> Optimizer:
+        hparams = self.hparams
+        decayed = [p for p in self.parameters() if p.ndim > 1]
+        plain = [p for p in self.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": hparams["weight_decay"]},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        # The fused kernels unscale gradients themselves, which Lightning cannot combine with clipping in 16-mixed.
+        fused = self.trainer.precision != "16-mixed"
+        if hparams["optimizer"] == "sgd":
+            momentum = hparams["momentum"]
+            return SGD(groups, lr=hparams["lr"], momentum=momentum, nesterov=momentum > 0, fused=fused)
+        cls = AdamW if hparams["optimizer"] == "adamw" else Adam
+        return cls(groups, lr=hparams["lr"], betas=tuple(hparams["betas"]), fused=fused)
+
+    def _scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        name = self.hparams["schedule"]
+        if name == "constant":
+            return LambdaLR(optimizer, _unchanged)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise InputError(
+                f"the schedule `{name}` needs an end of training: set --trainer.max_epochs or --trainer.max_steps"
+            )
+        steps = max(1, int(steps))
+        if name == "step":
+            return MultiStepLR(optimizer, milestones=[steps // 2, steps * 3 // 4], gamma=0.1)
+        if name == "cosine":
+            return CosineAnnealingLR(optimizer, T_max=steps)
+        return OneCycleLR(optimizer, max_lr=self.hparams["lr"], total_steps=steps, cycle_momentum=False)
+
+
+def _unchanged(step: int) -> float:
+    return 1.0  # a function and no lambda, because LambdaLR's state must be plain
+
+
+def _interleaved(shard: Tensor) -> Tensor:
+    """All processes' shards in the split's order: process r of W holds the elements r, r + W, r + 2W, ..."""
+    from torchmetrics.utilities.distributed import gather_all_tensors
+
+    shards = gather_all_tensors(shard)
+    whole = shard.new_empty((sum(map(len, shards)), *shard.shape[1:]))
+    for rank, part in enumerate(shards):
+        whole[rank :: len(shards)] = part
+    return whole
+
+
+def _description(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return f"a {str(batch.dtype).removeprefix('torch.')} tensor {list(batch.shape)}"
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of " + ", ".join(_description(part) for part in batch)
+    return f"a {type(batch).__name__}"

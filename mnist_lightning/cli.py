@@ -1,0 +1,288 @@
+"""The command line: translates, decides nothing."""
+
+import csv
+import inspect
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from rich.console import Console
+
+import mnist_lightning
+from mnist_lightning import models
+from mnist_lightning.callbacks import ReproducibleEpochs, RunFiles, TensorBoardFigures
+from mnist_lightning.checkpoint import find_checkpoint, read_checkpoint
+from mnist_lightning.classifier import Classifier
+from mnist_lightning.data.images import MNISTDataModule
+from mnist_lightning.errors import InputError, one_line, plain_words
+from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
+
+LOGS = "lightning_logs"
+
+# Lightning's advice on problems that this package does not have.
+_IRRELEVANT = (
+    r".*does not have many workers.*",  # a batch takes 0.1 ms
+    r".*is smaller than the logging interval.*",  # the rest of an epoch is logged at its end
+    r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on in its folder
+    r".*recommended to use `Trainer\(devices=1.*",  # our samplers do not repeat images
+    r".*`torch.jit.*deprecated.*",  # TensorBoard's graph is traced by torch's own writer
+)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line; wrong input ends it with one line and exit code 2.
+
+    Args:
+        args: By default those of the process.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _IRRELEVANT:
+        warnings.filterwarnings("ignore", message)
+    warnings.formatwarning = lambda message, *_: f"mnist-lightning: warning: {one_line(message, 1000)}\n"
+    try:
+        CLI(_with_configs(sys.argv[1:] if args is None else args))
+    except (InputError, MisconfigurationException) as error:
+        sys.stderr.write(f"mnist-lightning: error: {one_line(error, 1000)}\n")
+        sys.exit(2)
+    except PermissionError as error:
+        sys.stderr.write(f"mnist-lightning: error: no permission for {error.filename}\n")
+        sys.exit(2)
+
+
+class _Parser(LightningArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        model_options = {name for cls in _models().values() for name in inspect.signature(cls).parameters}
+        data_options = inspect.signature(MNISTDataModule).parameters
+        trainer_options = (f"trainer.{name}" for name in inspect.signature(Trainer).parameters)
+        options = {*inspect.signature(Classifier).parameters, *model_options, *data_options, *trainer_options}
+        classes = [MNISTDataModule.__name__] if message.startswith('Parser key "data"') else _models()
+        raise InputError(plain_words(message, options, classes)) from ex
+
+
+def _models() -> dict[str, type[Classifier]]:
+    return {name: getattr(models, name) for name in models.__all__}
+
+
+class CLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict`."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            Classifier,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=_Parser,
+            parser_kwargs={
+                "prog": "mnist-lightning",
+                "description": "Train, compare and look inside classifiers of handwritten digits.",
+                "version": mnist_lightning.__version__,
+            },
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs, without the options that we decide: checkpoints are always read safely."""
+        ours = {"weights_only", "verbose", "return_predictions"}
+        return {verb: skipped | ours for verb, skipped in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run's name, and our data as the default."""
+        parser.add_argument(
+            "--experiment",
+            type=str | None,
+            default=None,
+            help=f"Name of the run, which lands in {LOGS}/EXPERIMENT/version_N. By default the config's name.",
+        )
+        parser.set_defaults({"data": {"class_path": "mnist_lightning.MNISTDataModule"}})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments given, without Lightning's warning that they are not the process's."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """In place of Lightning's, which lets the checkpoint's model arguments win without a word."""
+        verb = self.config.subcommand
+        config = self.config[verb]
+        if not config.ckpt_path:
+            if verb != "fit":
+                raise InputError(f"{verb} needs a trained model: --ckpt_path RUN_FOLDER or CHECKPOINT.ckpt")
+            return
+        path = find_checkpoint(config.ckpt_path, "last" if verb == "fit" else "best")
+        checkpoint = read_checkpoint(path)
+        config.ckpt_path = str(path)
+        trained, asked = checkpoint["classifier"].split(".")[-1], config.model.class_path.split(".")[-1]
+        if trained != asked:
+            raise InputError(f"{path} holds a {trained}, but --model is {asked}")
+        for name, value in checkpoint["hyper_parameters"].items():
+            given = config.model.init_args.get(name, value)
+            if name != "compile" and _plain(given) != _plain(value):
+                rank_zero_warn(f"--model.{name} {given} is ignored: the checkpoint's model has {value}")
+                config.model.init_args[name] = value
+
+    def before_instantiate_classes(self) -> None:
+        """Names the run; only `fit` writes its config down."""
+        config = self.config[self.subcommand]
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+        elif config.ckpt_path:
+            self.save_config_kwargs = {"overwrite": True}
+        if config.experiment is None:
+            files = config.config or []
+            config.experiment = (
+                Path(str(files[0])).stem if files else config.model.class_path.split(".")[-1].lower()
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the callbacks that every run has, and the logger."""
+        trainer = self._get(self.config_init, "trainer")
+        given = trainer["callbacks"] or []
+        callbacks: list[Callback] = []
+        if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
+            callbacks.append(RichProgressBar(refresh_rate=10))
+        if self.subcommand == "fit":
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+            self.run_files = RunFiles(self._get(self.config_init, "experiment"), seed)
+            callbacks += [ReproducibleEpochs(seed), self.run_files, TensorBoardFigures()]
+            if trainer["enable_checkpointing"] is not False:
+                callbacks += [
+                    ModelCheckpoint(
+                        monitor="val/acc", mode="max", filename="best", enable_version_counter=False
+                    ),
+                    ModelCheckpoint(filename="last", enable_version_counter=False),
+                ]
+        if trainer["logger"] in (None, True):
+            kwargs["logger"] = self._logger(trainer["default_root_dir"]) if self.subcommand == "fit" else False
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def _logger(self, root: Any) -> TensorBoardLogger:
+        """A new folder for a new run; a resumed run goes on in its own."""
+        options = {"default_hp_metric": False}
+        checkpoint = self._get(self.config_init, "ckpt_path")
+        if checkpoint and Path(checkpoint).parent.name == "checkpoints":
+            run = Path(checkpoint).resolve().parents[1]
+            return TensorBoardLogger(run.parent.parent, name=run.parent.name, version=run.name, **options)
+        return TensorBoardLogger(
+            Path(root or ".") / LOGS, name=self._get(self.config_init, "experiment"), **options
+        )
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["weights_only"] = True
+        if subcommand in ("validate", "test"):
+            kwargs["verbose"] = False
+        return kwargs
+
+    def after_fit(self) -> None:
+        """Tests the checkpoint that validation has chosen, once."""
+        chosen = self.trainer.checkpoint_callback
+        if chosen is None or not chosen.best_model_path:  # type: ignore[attr-defined]
+            return
+        self.trainer.test(
+            self.model,
+            self.datamodule,
+            ckpt_path=chosen.best_model_path,  # type: ignore[attr-defined]
+            weights_only=True,
+            verbose=False,
+        )
+        _print_metrics(self.run_files.metrics, f"{self.run_files.experiment}: {self._title()}")
+        _print(f"{self.trainer.log_dir}")
+
+    def after_validate(self) -> None:
+        """Shows the result."""
+        _print_metrics({"val": self._metrics("val")}, self._title())
+
+    def after_test(self) -> None:
+        """Shows the result."""
+        _print_metrics({"test": self._metrics("test")}, self._title())
+
+    def after_predict(self) -> None:
+        """Writes the answers beside the checkpoint: one row an image."""
+        logits, labels = self.model.predictions["predict"]
+        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        path = Path(self._get(self.config_init, "ckpt_path")).with_name("predictions.csv")
+        if self.trainer.is_global_zero:
+            rows = zip(
+                range(len(labels)), labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True
+            )
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["index", "label", "predicted", "confidence"])
+                writer.writerows(rows)
+        _print(f"{len(labels):,} predictions: {path}")
+
+    def _metrics(self, split: str) -> Metrics:
+        logits, labels = self.model.predictions[split]
+        return metrics(logits, labels, float(self.model.loss(logits, labels)))
+
+    def _title(self) -> str:
+        source = getattr(self.datamodule, "source", type(self.datamodule).__name__)
+        return f"{type(self.model).__name__} on {source}"
+
+
+@rank_zero_only
+def _print(text: Any) -> None:
+    Console(soft_wrap=True, highlight=False).print(text)
+
+
+@rank_zero_only
+def _print_metrics(splits: dict[str, Metrics], title: str) -> None:
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no width that the table would have to fit
+        console.width = 160
+    console.print(metrics_table(splits, title))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _with_configs(args: list[str]) -> list[str]:
+    """Resolves the names of shipped configs, and takes a run's own config where only a checkpoint is given."""
+    args = list(args)
+    for index, word in enumerate(args):
+        flag, equals, value = word.partition("=")
+        if flag in ("-c", "--config") and equals:
+            args[index] = f"{flag}={_config_file(value)}"
+        elif word in ("-c", "--config") and index + 1 < len(args):
+            args[index + 1] = str(_config_file(args[index + 1]))
+    flags = {word.partition("=")[0] for word in args}
+    if "--ckpt_path" in flags and not flags & {"-c", "--config", "--model", "--model.class_path"}:
+        index = next(i for i, word in enumerate(args) if word.partition("=")[0] == "--ckpt_path")
+        value = args[index].partition("=")[2] or "".join(args[index + 1 : index + 2])
+        for folder in (Path(value), Path(value).parent.parent):
+            if (folder / "config.yaml").is_file():
+                return [args[0], "--config", str(folder / "config.yaml"), *args[1:]]
+    return args
+
+
+def _config_file(name: str) -> Path:
+    """A config's path, or the shipped config of this name.
+
+    Raises:
+        InputError: If there is neither.
+    """
+    package = Path(__file__).parent
+    shipped = next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+    for path in (Path(name), shipped / f"{name}.yaml", shipped / "published" / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in shipped.rglob("*.yaml")))
+    raise InputError(f"there is no config {name}: give a file, or one of those that come along: {names}")

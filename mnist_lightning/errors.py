@@ -1,0 +1,91 @@
+"""Errors that are the user's to mend: each message says what is wrong, where, and what would be right."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used. The command line prints it in one line, without a traceback."""
+
+
+class SourceUnavailableError(InputError):
+    """A data source is neither on disk nor downloadable."""
+
+
+def one_line(text: object, length: int = 300) -> str:
+    """A message on one line, shortened.
+
+    Example:
+        >>> one_line("two\\n  lines")
+        'two lines'
+    """
+    line = " ".join(str(text).split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the known one that is most like it, if any is.
+
+    Example:
+        >>> suggestion("batch_sizes", ["batch_size", "seed"])
+        '; did you mean batch_size?'
+    """
+    similar = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {similar[0]}?" if similar else ""
+
+
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Expected a path but"
+)
+
+
+def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str] = ()) -> str:
+    """One clear line out of what jsonargparse says in ten.
+
+    It reports each branch of a nested type that did not fit. The first branch that is not about `null` or a file's
+    path is the one that the user meant.
+
+    Args:
+        message: jsonargparse's message.
+        options: Known names of options, to suggest from.
+        classes: Known names of classes.
+
+    Example:
+        >>> plain_words('''Parser key "model":
+        ...   Does not validate against any of the Union subtypes
+        ...   Errors:
+        ...     - Option 'lrr' is not accepted
+        ...     - Expected a <class 'NoneType'>''', options=["lr"])
+        'unknown option model.lrr; did you mean lr?'
+    """
+    keys: list[str] = []
+    cause = ""
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        if key := re.fullmatch(r'Parser key "(.+)":(.*)', text):
+            keys.append(key[1])
+            text = key[2].strip()
+        if text and not _NOISE.match(text):
+            cause = text
+            break
+    where = ".".join(keys)
+    if unknown := re.fullmatch(r"Option '(.+)' is not accepted", cause):
+        name = f"{where}.{unknown[1]}"
+        return f"unknown option {name}{suggestion(unknown[1].split('.')[-1], options)}"
+    if unknown := re.fullmatch(r"Subcommand '.+' does not accept option '(.+)'", cause):
+        return f"unknown option {unknown[1]}{suggestion(unknown[1], options)}"
+    if unknown := re.fullmatch(r"[Uu]nrecognized arguments: --(\S+?)(=.*| .*)?", cause):
+        return f"unknown option --{unknown[1]}{suggestion(unknown[1], options)}"
+    if unknown := re.fullmatch(r"Expected a dot import path string: (.+)", cause):
+        known = ", ".join(sorted(classes))
+        return f"unknown {where} {unknown[1]}; there are {known}, or give the path of your own: module.Class"
+    if wrong := re.fullmatch(r"Expected (.+?)\. Got value: (.*)", cause):
+        expected = re.sub(r"<class '(.+?)'>|typing\.Literal", lambda m: m[1] or "one of ", wrong[1])
+        return f"{where} is {wrong[2]!r}, expected {expected}"
+    if cause.startswith("Problems parsing config"):
+        details = one_line(message.replace('in "<unicode string>", ', "").partition(":")[2])
+        return f"the config is not valid YAML: {details}"
+    if cause.startswith("Unexpected config"):
+        return f"the config is not a mapping of options: {one_line(cause.partition(':')[2], 80)}"
+    return f"{where}: {one_line(cause)}" if where else one_line(cause or message)

@@ -1,0 +1,110 @@
+"""Figures of a trained model's predictions."""
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mnist_lightning.classifier import CLASSES
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Figure:
+    """Counts of predictions by label; colours show mistakes only, which the diagonal would drown.
+
+    Args:
+        logits: [N, 10].
+        labels: int64 [N].
+    """
+    counts = torch.bincount(labels * CLASSES + logits.argmax(dim=1), minlength=CLASSES**2).view(CLASSES, CLASSES)
+    mistakes = counts.clone().fill_diagonal_(0)
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, int(mistakes.max())))
+    figure.colorbar(image, label="mistakes")
+    for label in range(CLASSES):
+        for predicted in range(CLASSES):
+            count = int(counts[label, predicted])
+            dark = label != predicted and count > mistakes.max() / 2
+            axes.text(
+                predicted,
+                label,
+                f"{count:,}" if count else "·",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else "black",
+                fontweight="bold" if label == predicted else "normal",
+            )
+    axes.set(xticks=range(CLASSES), yticks=range(CLASSES), xlabel="predicted", ylabel="label")
+    accuracy = counts.diagonal().sum().item() / counts.sum().item()
+    axes.set_title(f"{len(labels):,} digits, {100 * accuracy:.2f} % right")
+    return figure
+
+
+def digit_sheet(images: Tensor, captions: Sequence[str], title: str) -> Figure:
+    """Digits in rows of five, each with its caption.
+
+    Args:
+        images: uint8 [N, 28, 28].
+        captions: N of them.
+        title: Stands above the sheet.
+    """
+    rows = max(1, -(-len(images) // 5))
+    figure = Figure(figsize=(8, 0.5 + 1.9 * rows), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(rows, 5, squeeze=False).ravel()
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, image, caption in zip(axes, images, captions, strict=False):
+        ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+        ax.set_title(caption, fontsize=9)
+    return figure
+
+
+def confident_mistakes(images: Tensor, logits: Tensor, labels: Tensor, count: int = 20) -> Figure:
+    """The wrong answers that the model was surest of, with both labels and both confidences.
+
+    Args:
+        images: uint8 [N, 28, 28].
+        logits: [N, 10].
+        labels: int64 [N].
+        count: How many at the most.
+    """
+    probabilities = logits.softmax(dim=1)
+    confidence, predicted = probabilities.max(dim=1)
+    wrong = (predicted != labels).nonzero().flatten()
+    chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
+    captions = [
+        f"{predicted[i]} ({100 * confidence[i]:.1f} %)\nlabel {labels[i]} ({100 * probabilities[i, labels[i]]:.1f} %)"
+        for i in chosen.tolist()
+    ]
+    return digit_sheet(images[chosen], captions, f"The {len(chosen)} most confident of {len(wrong)} mistakes")
+
+
+def right_answers(images: Tensor, logits: Tensor, labels: Tensor, count: int = 20) -> Figure:
+    """Digits that the model has right, spread evenly over the split, with confidences.
+
+    Args:
+        images: uint8 [N, 28, 28].
+        logits: [N, 10].
+        labels: int64 [N].
+        count: How many at the most.
+    """
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    right = (predicted == labels).nonzero().flatten()
+    chosen = right[torch.linspace(0, len(right) - 1, min(count, len(right))).long()]
+    captions = [f"{predicted[i]} ({100 * confidence[i]:.1f} %)" for i in chosen.tolist()]
+    return digit_sheet(images[chosen], captions, f"{len(chosen)} of {len(right):,} right answers")
+
+
+def samples(images: Tensor, labels: Tensor, count: int = 15) -> Figure:
+    """The first digits of a split with their labels.
+
+    Args:
+        images: uint8 [N, 28, 28].
+        labels: int64 [N].
+        count: How many.
+    """
+    captions = [f"label {label}" for label in labels[:count].tolist()]
+    return digit_sheet(images[:count], captions, f"{min(count, len(labels))} digits of the training set")

@@ -1,0 +1,81 @@
+"""Densely connected network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mnist_lightning.classifier import CLASSES, Classifier, Standardize
+from mnist_lightning.models.resnet import conv
+
+
+class DenseLayer(nn.Module):
+    """Batch norm, ReLU, 1x1 convolution to 4k maps, batch norm, ReLU, 3x3 convolution to k maps (section 3).
+
+    Args:
+        inputs: Channels that come in.
+        growth_rate: Maps k that the layer adds.
+    """
+
+    def __init__(self, inputs: int, growth_rate: int) -> None:
+        super().__init__()
+        bottleneck = 4 * growth_rate
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.ReLU(),
+            conv(inputs, bottleneck, 1),
+            nn.BatchNorm2d(bottleneck),
+            nn.ReLU(),
+            conv(bottleneck, growth_rate, 3),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps [B, inputs, S, S] to [B, inputs + k, S, S]."""
+        return torch.cat([maps, self.layers(maps)], dim=1)
+
+
+class DenseNet(Classifier):
+    """DenseNet-BC (Huang, Liu, van der Maaten and Weinberger 2017, "Densely connected convolutional networks").
+
+    Sized for 28x28: the stem is a 3x3 convolution and max-pooling, so that the first block works on 14x14.
+
+    Args:
+        growth_rate: Maps k that each layer adds.
+        blocks: Layers of each dense block.
+        stem: Channels before the first block.
+        compression: Share of the maps that a transition keeps (the paper's theta).
+        **training: Loss, optimiser and schedule, as in `Classifier`.
+
+    Example:
+        >>> DenseNet()(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 16,
+        blocks: Sequence[int] = (4, 4, 4),
+        stem: int = 32,
+        compression: float = 0.5,
+        **training: Any,
+    ) -> None:
+        super().__init__(**training)
+        layers: list[nn.Module] = [Standardize(), conv(1, stem, 3), nn.MaxPool2d(2)]
+        width = stem
+        for index, count in enumerate(blocks):
+            if index > 0:  # a transition
+                kept = int(width * compression)
+                layers += [nn.BatchNorm2d(width), nn.ReLU(), conv(width, kept, 1), nn.AvgPool2d(2)]
+                width = kept
+            for _ in range(count):
+                layers.append(DenseLayer(width, growth_rate))
+                width += growth_rate
+        self.features = nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU())
+        self.output = nn.Linear(width, CLASSES)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images [B, 1, 28, 28] in [0, 1] to logits [B, 10]."""
+        logits: Tensor = self.output(self.features(images).mean(dim=(2, 3)))
+        return logits

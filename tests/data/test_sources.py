@@ -1,0 +1,722 @@
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+from PIL import Image
+
+from mnist_lightning.data import sources
+from mnist_lightning.errors import InputError, SourceUnavailableError
+
+CLASSES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "qmnist": "QMNIST",
+    "emnist_digits": "EMNIST",
+}
+
+
+def idx(array: np.ndarray) -> bytes:
+    kind = {"uint8": 8, "int32": 12}[array.dtype.name]
+    header = bytes([0, 0, kind, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return header + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+def small(source: str, train: int = 20, test: int = 10) -> dict[str, bytes]:
+    """A source's four files with few images: noise, and labels 0, 1, 2 ... 9, 0, 1 ..."""
+    noise = np.random.default_rng(0)
+    contents = []
+    for n in (train, test):
+        labels = np.arange(n) % 10
+        if source == "qmnist":
+            columns = np.stack([labels, *noise.integers(0, 100_000, (7, n))], 1).astype(np.int32)
+        contents += [
+            idx(noise.integers(0, 256, (n, 28, 28), dtype=np.uint8)),
+            idx(columns if source == "qmnist" else labels.astype(np.uint8)),
+        ]
+    return dict(zip(sources._ARCHIVES[source].files, contents, strict=True))
+
+
+def lay(root: Path, source: str, files: dict[str, bytes]) -> Path:
+    raw = root / CLASSES[source] / "raw"
+    raw.mkdir(parents=True)
+    for name, content in files.items():
+        (raw / name).write_bytes(content)
+    return raw
+
+
+def pixels(content: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28).copy())
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """No proxy between a test and its server, and no timeout left behind."""
+    monkeypatch.setenv("no_proxy", "*")
+    yield
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.fixture
+def mnist_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sources._ARCHIVES, "mnist", sources._ARCHIVES["mnist"]._replace(sums={}))
+
+
+class Mirror(ThreadingHTTPServer):
+    """Serves `archives`; `manner`: ok, missing, truncate (half a body), stall (half, then nothing)."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, archives: dict[str, bytes], manner: str = "ok") -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.archives, self.manner = archives, manner
+        self.asked: list[tuple[str, str]] = []
+        self.over = threading.Event()
+        self.together = threading.Barrier(1)  # so many downloads begin at the same time
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are part of the tests."""
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Mirror
+
+    def do_HEAD(self) -> None:
+        self.server.asked.append(("HEAD", self.path))
+        self.send_error(405)  # as some servers do
+
+    def do_GET(self) -> None:
+        mirror = self.server
+        first = len([1 for verb, _ in mirror.asked if verb == "GET"]) < mirror.together.parties
+        mirror.asked.append(("GET", self.path))
+        if first:
+            mirror.together.wait(timeout=30)
+        body = mirror.archives.get(self.path.lstrip("/"))
+        if body is None or mirror.manner == "missing":
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if mirror.manner == "ok" else body[: len(body) // 2])
+        if mirror.manner == "stall":
+            mirror.over.wait(30)
+        return None
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """serve(source, manner, ...) -> one mirror per manner, and torchvision told to use them in that order."""
+    mirrors: list[Mirror] = []
+
+    def start(source: str, *manners: str) -> list[Mirror]:
+        archives = {f"{name}.gz": gzip.compress(content) for name, content in small(source).items()}
+        sums = {name: hashlib.md5(content).hexdigest() for name, content in archives.items()}
+        started = [Mirror(archives, manner) for manner in manners]
+        mirrors.extend(started)
+        dataset = getattr(torchvision.datasets, CLASSES[source])
+        monkeypatch.setattr(dataset, "mirrors", [mirror.url for mirror in started])
+        if source == "qmnist":
+            pairs = [(started[0].url + name, md5) for name, md5 in sums.items()]
+            monkeypatch.setattr(dataset, "resources", {"train": pairs[:2], "test": pairs[2:]})
+        elif source == "emnist_digits":
+            packed = io.BytesIO()
+            with zipfile.ZipFile(packed, "w") as archive:
+                for name, content in archives.items():
+                    archive.writestr(f"gzip/{name}", content)
+            archives["gzip.zip"] = packed.getvalue()
+            monkeypatch.setattr(dataset, "url", started[0].url + "gzip.zip")
+            monkeypatch.setattr(dataset, "md5", hashlib.md5(packed.getvalue()).hexdigest())
+        else:
+            monkeypatch.setattr(dataset, "resources", list(sums.items()))
+        return started
+
+    yield start
+    for mirror in mirrors:
+        mirror.over.set()
+        mirror.shutdown()
+        mirror.server_close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "ANSWER_TIMEOUT", 0.4)
+    monkeypatch.setattr(sources, "STALL_TIMEOUT", 0.4)
+
+
+def gives_up(source: str, root: Path, within: float = 2.0) -> str:
+    """Fetch in vain and in time; return the message, having seen that nothing was left behind."""
+    began = time.monotonic()
+    with pytest.raises(SourceUnavailableError) as caught:
+        sources.fetch(source, root)
+    assert time.monotonic() - began < within
+    assert not root.exists() or not list(root.rglob("*"))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(root / CLASSES[source] / "raw") in message
+    assert "train-images-idx3-ubyte" in message
+    assert "--data.fallback digits" in message
+    return message
+
+
+# Downloads
+
+
+@pytest.mark.parametrize("source", CLASSES)
+@pytest.mark.usefixtures("mnist_is_small")
+def test_what_was_downloaded_is_read(source: str, serve: Any, tmp_path: Path) -> None:
+    serve(source, "ok")
+    root = tmp_path / "not" / "yet"
+    sources.fetch(source, root)
+    raw = root / CLASSES[source] / "raw"
+    files = small(source)
+    assert {path.name for path in raw.iterdir()} == {*files, "MD5SUMS"}
+    assert [path.name for path in root.iterdir()] == [CLASSES[source]]
+    for train, first in ((True, 0), (False, 2)):
+        images, labels = sources.read(source, root, train=train)
+        stored = pixels(files[sources._ARCHIVES[source].files[first]])
+        assert torch.equal(images, stored.mT if source == "emnist_digits" else stored)
+        assert images.is_contiguous()
+        assert labels.dtype == torch.int64
+        assert labels.tolist() == [i % 10 for i in range(len(stored))]
+
+
+@pytest.mark.usefixtures("mnist_is_small")
+def test_a_second_fetch_asks_nobody(serve: Any, tmp_path: Path) -> None:
+    (mirror,) = serve("mnist", "ok")
+    sources.fetch("mnist", tmp_path)
+    asked = len(mirror.asked)
+    sources.fetch("mnist", tmp_path)
+    assert len(mirror.asked) == asked > 0
+
+
+def test_only_missing_files_are_put_in_place(serve: Any, tmp_path: Path) -> None:
+    raw = lay(tmp_path, "kmnist", small("kmnist"))
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    (raw / "train-labels-idx1-ubyte").write_bytes(b"my own")
+    serve("kmnist", "ok")
+    sources.fetch("kmnist", tmp_path)
+    assert (raw / "t10k-labels-idx1-ubyte").read_bytes() == small("kmnist")["t10k-labels-idx1-ubyte"]
+    assert (raw / "train-labels-idx1-ubyte").read_bytes() == b"my own"
+    with pytest.raises(InputError, match="train-labels-idx1-ubyte is damaged"):
+        sources.read("kmnist", tmp_path, train=True)
+
+
+@pytest.mark.parametrize("manner", ["missing", "truncate", "stall"])
+@pytest.mark.usefixtures("impatient")
+def test_the_next_mirror_helps_out(manner: str, serve: Any, tmp_path: Path) -> None:
+    bad, good = serve("kmnist", manner, "ok")
+    sources.fetch("kmnist", tmp_path)
+    assert len(sources.read("kmnist", tmp_path, train=True)[0]) == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["KMNIST"]
+    assert bad.asked
+    assert good.asked
+
+
+@pytest.mark.parametrize(
+    ("manner", "reason"),
+    [
+        ("missing", "HTTP Error 404: Not Found"),
+        ("truncate", "File not found or corrupted"),
+        ("stall", "timed out"),
+    ],
+)
+@pytest.mark.parametrize("source", ["kmnist", "qmnist", "emnist_digits"])
+@pytest.mark.usefixtures("impatient")
+def test_a_failed_download_says_why(
+    source: str, manner: str, reason: str, serve: Any, tmp_path: Path
+) -> None:
+    (mirror,) = serve(source, manner)
+    assert f"{mirror.host}: {reason}" in gives_up(source, tmp_path)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_each_mirror_has_its_reason(serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (mirror,) = serve("kmnist", "missing")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", [mirror.url, f"http://{nobody}/"])
+    message = gives_up("kmnist", tmp_path)
+    assert f"{mirror.host}: HTTP Error 404" in message
+    assert f"{nobody}: [Errno 111] Connection refused" in message
+
+
+@pytest.mark.usefixtures("impatient")
+def test_hosts_that_never_answer_are_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as mute, socket.socket() as full, contextlib.ExitStack() as stack:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen(5)  # connects, and never says a word: for TLS, a handshake that hangs
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)  # a full queue: connecting hangs
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        ports = mute.getsockname()[1], full.getsockname()[1]
+        hosts = [
+            f"http://127.0.0.1:{ports[0]}/",
+            f"https://127.0.0.1:{ports[0]}/",
+            f"http://127.0.0.1:{ports[1]}/",
+        ]
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", hosts)
+        root = tmp_path / "data"
+        message = gives_up("mnist", root, within=1.5)
+        assert message.count("127.0.0.1") == 3
+        assert not root.exists()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_name_look_up_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def hang(*args: Any, **kwargs: Any) -> Any:
+        over.wait(30)
+        raise socket.gaierror("over")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    try:
+        for source in ("mnist", "qmnist", "emnist_digits"):
+            assert "no answer within 0.4 s" in gives_up(source, tmp_path, within=1.5)
+    finally:
+        over.set()
+
+
+def test_a_silent_mirror_does_not_hold_up_a_quick_one(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (mirror,) = serve("kmnist", "ok")
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen(5)
+        silent = f"http://127.0.0.1:{mute.getsockname()[1]}/"
+        monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", [silent, mirror.url])
+        began = time.monotonic()
+        sources.fetch("kmnist", tmp_path)
+        assert time.monotonic() - began < sources.ANSWER_TIMEOUT / 2
+
+
+def test_a_root_that_cannot_be_written_is_named(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(**kwargs: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(kwargs["dir"]))
+
+    serve("kmnist", "ok")
+    monkeypatch.setattr(sources, "TemporaryDirectory", refuse)
+    assert f"{tmp_path} cannot be written: Permission denied" in gives_up("kmnist", tmp_path)
+
+
+def test_a_fetch_stopped_half_way_is_completed_by_the_next(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    serve("kmnist", "ok")
+    replace = Path.replace
+
+    def stop(self: Path, target: Path) -> Path:
+        if self.name == "t10k-images-idx3-ubyte":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sources.fetch("kmnist", tmp_path)
+    raw = tmp_path / "KMNIST" / "raw"
+    assert [path.name for path in tmp_path.iterdir()] == ["KMNIST"]
+    assert {path.name for path in raw.iterdir()} == {*list(small("kmnist"))[:2], "MD5SUMS"}
+    sources.fetch("kmnist", tmp_path)
+    assert len(sources.read("kmnist", tmp_path, train=False)[0]) == 10
+
+
+def test_threads_that_fetch_at_once_download_once(serve: Any, tmp_path: Path) -> None:
+    (mirror,) = serve("kmnist", "ok")
+    threads = [threading.Thread(target=sources.fetch, args=("kmnist", tmp_path)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([1 for verb, _ in mirror.asked if verb == "HEAD"]) == 1
+    assert len(sources.read("kmnist", tmp_path, train=True)[0]) == 20
+
+
+FETCH = """
+import json, sys, types
+package = sys.modules["mnist_lightning"] = types.ModuleType("mnist_lightning")
+package.__path__ = ["mnist_lightning"]  # spares the seconds in which the package imports all else
+import torchvision.datasets
+from mnist_lightning.data import sources
+dataset = torchvision.datasets.KMNIST
+dataset.mirrors, dataset.resources = json.loads(sys.argv[1])
+sources.fetch("kmnist", sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_fetch_at_once_leave_one_good_copy(serve: Any, tmp_path: Path) -> None:
+    (mirror,) = serve("kmnist", "ok")
+    mirror.together = threading.Barrier(2)
+    dataset = torchvision.datasets.KMNIST
+    arguments = [json.dumps([dataset.mirrors, dataset.resources]), str(tmp_path)]
+    home = Path(sources.__file__).parents[2]
+    fetching = [subprocess.Popen([sys.executable, "-c", FETCH, *arguments], cwd=home) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in fetching] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["KMNIST"]
+    files = small("kmnist")
+    raw = tmp_path / "KMNIST" / "raw"
+    assert {path.name for path in raw.iterdir()} == {*files, "MD5SUMS"}
+    assert all((raw / name).read_bytes() == content for name, content in files.items())
+    assert len(sources.read("kmnist", tmp_path, train=True)[0]) == 20
+
+
+# What is on disk
+
+
+def test_a_truncated_file_is_named_and_left_alone(tmp_path: Path) -> None:
+    raw = lay(tmp_path, "fashion_mnist", small("fashion_mnist"))
+    path = raw / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    sources.fetch("fashion_mnist", tmp_path)
+    assert path.stat().st_size == 15_695
+    with pytest.raises(InputError) as caught:
+        sources.read("fashion_mnist", tmp_path, train=True)
+    assert str(path) in str(caught.value)
+    assert "expected 15696 bytes, found 15695" in str(caught.value)
+    assert "delete it and run again" in str(caught.value)
+    assert len(sources.read("fashion_mnist", tmp_path, train=False)[0]) == 10
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\x08", gzip.compress(b"still packed"), b"<html>no such page</html>"]
+)
+def test_a_file_of_another_kind_is_named(content: bytes, tmp_path: Path) -> None:
+    raw = lay(tmp_path, "kmnist", small("kmnist"))
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"t10k-labels-idx1-ubyte is damaged \(expected an IDX header 00000801"
+    ):
+        sources.read("kmnist", tmp_path, train=False)
+
+
+def test_a_flipped_bit_is_found_by_the_sums_noted_at_the_download(serve: Any, tmp_path: Path) -> None:
+    serve("kmnist", "ok")
+    sources.fetch("kmnist", tmp_path)
+    path = tmp_path / "KMNIST" / "raw" / "t10k-images-idx3-ubyte"
+    content = bytearray(path.read_bytes())
+    good = hashlib.md5(content).hexdigest()
+    content[1000] ^= 1
+    path.write_bytes(content)
+    bad = hashlib.md5(content).hexdigest()
+    with pytest.raises(
+        InputError, match=rf"t10k-images-idx3-ubyte is damaged \(expected MD5 {good}, found {bad}\)"
+    ):
+        sources.read("kmnist", tmp_path, train=False)
+    assert len(sources.read("kmnist", tmp_path, train=True)[0]) == 20
+    path.unlink()
+    sources.fetch("kmnist", tmp_path)
+    assert len(sources.read("kmnist", tmp_path, train=False)[0]) == 10
+
+
+def test_files_that_only_look_like_mnist_are_found_out(tmp_path: Path) -> None:
+    lay(tmp_path, "mnist", small("mnist"))
+    with pytest.raises(InputError, match="expected MD5 6bbc9ace898e44ae57da46a324031adb"):
+        sources.read("mnist", tmp_path, train=True)
+
+
+def test_labels_beyond_nine_and_counts_that_differ_are_found(tmp_path: Path) -> None:
+    raw = lay(tmp_path, "kmnist", small("kmnist"))
+    labels = raw / "train-labels-idx1-ubyte"
+    labels.write_bytes(idx(np.full(20, 10, np.uint8)))
+    with pytest.raises(InputError, match="train-labels-idx1-ubyte holds labels from 10 to 10, not 0 to 9"):
+        sources.read("kmnist", tmp_path, train=True)
+    labels.write_bytes(idx(np.zeros(19, np.uint8)))
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte holds .* for 19 labels"):
+        sources.read("kmnist", tmp_path, train=True)
+    for name, shape in (("images-idx3", (0, 28, 28)), ("labels-idx1", (0,))):
+        (raw / f"train-{name}-ubyte").write_bytes(idx(np.zeros(shape, np.uint8)))
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte is damaged .expected items, found none"):
+        sources.read("kmnist", tmp_path, train=True)
+
+
+@pytest.mark.parametrize("source", CLASSES)
+def test_absent_files_are_all_named(source: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceUnavailableError) as caught:
+        sources.read(source, tmp_path, train=False)
+    files = sources._ARCHIVES[source].files
+    assert all(file in str(caught.value) for file in files[2:])
+    assert not any(file in str(caught.value) for file in files[:2])
+    assert str(tmp_path / CLASSES[source] / "raw") in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [sources.fetch, lambda *args: sources.read(*args, train=True)])
+def test_a_root_that_cannot_be_read_is_named(
+    function: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file.MNIST.raw cannot be read: Not a directory") as caught:
+        function("mnist", tmp_path / "file")
+    assert not isinstance(caught.value, SourceUnavailableError)
+
+    def refuse(self: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match=r"MNIST.raw cannot be read: Permission denied"):
+        function("mnist", tmp_path)
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    raw = lay(tmp_path, "kmnist", small("kmnist"))
+    (raw / "train-images-idx3-ubyte").unlink()
+    (raw / "train-images-idx3-ubyte").mkdir()
+    with pytest.raises(InputError, match="train-images-idx3-ubyte cannot be read: Is a directory"):
+        sources.read("kmnist", tmp_path, train=True)
+
+
+@pytest.mark.parametrize("function", [sources.fetch, lambda source: sources.read(source, train=True)])
+def test_an_unknown_source_is_told_the_known_ones(function: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"'kmnits': did you mean 'kmnist'\? there are mnist, .* and folder:PATH"
+    ):
+        function("kmnits")
+    with pytest.raises(InputError, match=r"unknown data source 'folder:': .*folder:PATH"):
+        function("folder:")
+
+
+def test_the_root_is_the_argument_else_the_variable_else_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNIST_LIGHTNING_DATA", "/elsewhere")
+    assert sources.data_root("here") == Path("here")
+    assert sources.data_root(None) == Path("/elsewhere")
+    assert sources.data_root("~") == Path.home()
+    monkeypatch.setenv("MNIST_LIGHTNING_DATA", "")
+    assert sources.data_root(None) == Path("data")
+    monkeypatch.delenv("MNIST_LIGHTNING_DATA")
+    assert sources.data_root(None) == Path("data")
+
+
+# What is particular to one source
+
+
+def test_qmnist_labels_are_digits_and_its_test_set_is_mnists(tmp_path: Path) -> None:
+    files = small("qmnist", test=10_003)
+    lay(tmp_path, "qmnist", files)
+    assert sources.read("qmnist", tmp_path, train=True)[1].tolist() == [*range(10), *range(10)]
+    images, labels = sources.read("qmnist", tmp_path, train=False)
+    assert torch.equal(images, pixels(files["qmnist-test-images-idx3-ubyte"])[:10_000])
+    assert torch.equal(labels, torch.arange(10_000) % 10)
+
+
+def test_emnist_stands_upright(tmp_path: Path) -> None:
+    files = small("emnist_digits")
+    stored = np.zeros((20, 28, 28), np.uint8)
+    stored[:, 3, 14] = 255  # written column by column: row 14, column 3
+    files["emnist-digits-train-images-idx3-ubyte"] = idx(stored)
+    lay(tmp_path, "emnist_digits", files)
+    images, _ = sources.read("emnist_digits", tmp_path, train=True)
+    assert images[0].nonzero().tolist() == [[14, 3]]
+
+
+@pytest.mark.mnist
+def test_mnist_is_mnist() -> None:
+    sources.fetch("mnist")
+    images, labels = sources.read("mnist", train=True)
+    assert (images.shape, images.dtype) == ((60_000, 28, 28), torch.uint8)
+    assert labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert labels[:5].tolist() == [5, 0, 4, 1, 9]
+    images, labels = sources.read("mnist", train=False)
+    assert (images.shape, labels.shape, labels.dtype) == ((10_000, 28, 28), (10_000,), torch.int64)
+
+
+@pytest.mark.mnist
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_damage_to_the_real_mnist_is_found(damage: str, tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        shutil.copyfile(sources.data_root(None) / "MNIST" / "raw" / name, raw / name)
+    assert len(sources.read("mnist", tmp_path, train=False)[0]) == 10_000
+    with (raw / "t10k-images-idx3-ubyte").open("r+b") as file:
+        if damage == "truncate":
+            file.truncate(1000)
+        else:
+            file.seek(5_000_000)
+            file.write(b"\x55")
+    found = {"truncate": "7840016 bytes, found 1000", "flip": "MD5 2646ac647ad5339dbf082846283269ea, found"}[
+        damage
+    ]
+    with pytest.raises(InputError, match=rf"t10k-images-idx3-ubyte is damaged .expected {found}"):
+        sources.read("mnist", tmp_path, train=False)
+
+
+# Embedded digits
+
+
+def test_digits_are_all_there_twice_the_same_and_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    sources.fetch("digits", tmp_path)
+    parts = [sources.read("digits", tmp_path, train=train) for train in (True, False)]
+    assert [len(images) for images, _ in parts] == [1437, 360]
+    for train, (images, labels) in zip((True, False), parts, strict=True):
+        assert images.shape == (len(labels), 28, 28)
+        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+        assert (labels.bincount(minlength=10) >= len(labels) // 10 - 4).all()
+        again = sources.read("digits", train=train)
+        assert torch.equal(images, again[0])
+        assert torch.equal(labels, again[1])
+    assert parts[0][1][:10].tolist() == list(range(10))
+    assert not list(tmp_path.iterdir())
+
+
+def test_digits_look_like_mnist() -> None:
+    images = sources.read("digits", train=True)[0].double()
+    rows, columns = (images > 0).any(2).sum(1), (images > 0).any(1).sum(1)
+    assert torch.maximum(rows, columns).eq(20).double().mean() > 0.95  # they fill MNIST's box,
+    assert torch.maximum(rows, columns).max() == 20  # and stay within it,
+    mass, place = images.sum((1, 2)), torch.arange(28.0, dtype=torch.double)
+    for axis in (2, 1):  # with their centre of mass where MNIST's is, to half a pixel and some rounding,
+        assert ((images.sum(axis) @ place / mass) - 14).abs().max() < 0.52
+    assert images.amax((1, 2)).eq(255).all()  # in white on black,
+    assert images.mean() / 255 == pytest.approx(0.1307, abs=0.005)  # with as much ink as MNIST's,
+    assert (images > 0).double().mean() == pytest.approx(0.191, abs=0.01)  # on as many pixels
+    assert (images[:, 0].sum(), images[:, :, 0].sum()) == (0, 0)
+
+
+# Folders of pictures
+
+
+def draw(path: Path, value: int, size: tuple[int, int] = (28, 28), mode: str = "L") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, value).convert(mode).save(path)
+
+
+def test_a_folder_is_divided_by_class_and_shuffled_once_and_for_all(tmp_path: Path) -> None:
+    for position, name in enumerate(("ape", "bee", "cat")):
+        for n in range(14 * (position + 1)):
+            draw(tmp_path / name / f"{n}.png", 50 * position + n)
+        (tmp_path / name / ".DS_Store").touch()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "README").touch()
+    source = f"folder:{tmp_path}"
+    sources.fetch(source)
+    train, test = (sources.read(source, train=part) for part in (True, False))
+    assert (train[0].shape, train[0].dtype, train[1].dtype) == ((72, 28, 28), torch.uint8, torch.int64)
+    assert train[1].bincount().tolist() == [12, 24, 36]
+    assert test[1].bincount().tolist() == [2, 4, 6]
+    values = torch.cat([train[0], test[0]])[:, 0, 0].tolist()
+    assert sorted(values) == sorted(
+        [*range(14), *range(50, 78), *range(100, 142)]
+    )  # each picture in one part
+    assert all(
+        value // 50 == label for value, label in zip(values, torch.cat([train[1], test[1]]), strict=True)
+    )
+    assert set(train[1][-12:].tolist()) == {0, 1, 2}
+    assert torch.equal(train[0], sources.read(source, train=True)[0])
+
+
+def test_a_folder_may_be_divided_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, n in (("train", 5), ("test", 1)):
+        for digit in (3, 8):
+            for k in range(n):
+                draw(tmp_path / "mine" / part / str(digit) / f"{k}.jpg", 10 * digit)
+    monkeypatch.chdir(tmp_path)
+    images, labels = sources.read("folder:mine", train=True)
+    assert sorted(labels.tolist()) == [3] * 5 + [8] * 5
+    assert images[:, 5, 5].tolist() == (10 * labels).tolist()
+    assert sorted(sources.read("folder:mine", train=False)[1].tolist()) == [3, 8]
+    shutil.rmtree("mine/test/3")
+    draw(tmp_path / "mine/test/4/0.png", 40)
+    for train in (True, False):
+        with pytest.raises(InputError, match="different classes"):
+            sources.read("folder:mine", train=train)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_pictures_of_any_mode_become_grey(mode: str, tmp_path: Path) -> None:
+    picture = np.zeros((28, 28), np.uint8)
+    picture[4:24, 10:18] = 255
+    picture[10:12, 10:18] = 255 if mode == "1" else 85
+    image = Image.fromarray(picture)
+    for name in "01":
+        (tmp_path / name).mkdir()
+        for n in range(2):
+            path = tmp_path / name / f"{n}.png"
+            if mode == "I;16":
+                Image.fromarray(picture.astype(np.uint16) * 257).save(path)
+            else:
+                image.convert(mode).save(path)
+    assert np.array_equal(sources.read(f"folder:{tmp_path}", train=True)[0][0], picture)
+
+
+def test_pictures_keep_their_shape_on_black_and_transparency_is_black(tmp_path: Path) -> None:
+    for name in ("wide", "glass"):
+        (tmp_path / name).mkdir()
+        for n in range(2):
+            clear = Image.new("RGBA", (56, 28), (255, 255, 255, 0 if name == "glass" else 255))
+            clear.save(tmp_path / name / f"{n}.png")
+    images, labels = sources.read(f"folder:{tmp_path}", train=True)
+    wide = images[labels == 1][0]
+    assert (wide[7:21] == 255).all()
+    assert (wide[:7] == 0).all()
+    assert (wide[21:] == 0).all()
+    assert (images[labels == 0] == 0).all()
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    for name in "01":
+        for n in range(2):
+            draw(tmp_path / name / f"{n}.png", 100, size=(300, 300))
+    whole = (tmp_path / "0" / "0.png").read_bytes()
+    for content in (b"not a picture", b"", whole[:-300]):
+        for n in range(2):  # whichever of them is in the part
+            (tmp_path / "1" / f"{n}.png").write_bytes(content)
+        with pytest.raises(InputError, match=r"1.[01]\.png is no picture that can be read: "):
+            sources.read(f"folder:{tmp_path}", train=True)
+
+
+def test_folders_that_are_no_source_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere cannot be read: No such file or directory") as caught:
+        sources.read(f"folder:{tmp_path / 'nowhere'}", train=True)
+    assert not isinstance(caught.value, SourceUnavailableError)
+    with pytest.raises(InputError, match=f"{tmp_path} holds 0 sub-folders"):
+        sources.read(f"folder:{tmp_path}", train=True)
+    for n in range(11):
+        (tmp_path / f"{n:02}").mkdir()
+    with pytest.raises(InputError, match="holds 11 sub-folders, not 2 to 10"):
+        sources.read(f"folder:{tmp_path}", train=True)
+    (tmp_path / "10").rmdir()
+    with pytest.raises(InputError, match="00 holds 0 pictures"):
+        sources.read(f"folder:{tmp_path}", train=True)
