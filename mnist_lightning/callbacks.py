@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.core.module import _jit_is_scripting
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
@@ -55,7 +54,6 @@ class RunFiles(Callback):
         self.seed = seed
         self.metrics: dict[str, Metrics] = {}
         self._seconds = 0.0
-        self._images = 0
         self._since = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,16 +65,14 @@ class RunFiles(Callback):
         now = time.perf_counter()
         self._seconds += now - self._since
         self._since = now
-        loader = trainer.train_dataloader
-        self._images += len(loader.sampler) * trainer.world_size
 
     def state_dict(self) -> dict[str, Any]:
         """A resumed run goes on counting."""
-        return {"seconds": self._seconds, "images": self._images}
+        return {"seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning's hook."""
-        self._seconds, self._images = state_dict["seconds"], state_dict["images"]
+        self._seconds = state_dict["seconds"]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files; only the first process does."""
@@ -115,7 +111,6 @@ class RunFiles(Callback):
             "epochs": trainer.fit_loop.epoch_progress.current.completed,
             "steps": trainer.fit_loop.epoch_loop.global_step,
             "train_seconds": round(self._seconds, 2),
-            "images_per_second": round(self._images / self._seconds, 1) if self._seconds else None,
             "batch_size": data.batch_size,
             "hyper_parameters": dict(model.hparams),
             "precision": str(trainer.precision),
@@ -141,7 +136,10 @@ def _best_epoch(trainer: Trainer) -> int | None:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.processor() or platform.machine()})"
+    cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is empty or "x86_64" on Linux
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
 
 
 class TensorBoardFigures(Callback):
@@ -157,11 +155,7 @@ class TensorBoardFigures(Callback):
             for name, tag in (("loss", "loss"), ("accuracy", "acc"))
         }
         logger.experiment.add_custom_scalars({"training": charts})
-        assert isinstance(pl_module, Classifier)
-        data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        inputs, _ = pl_module.unpack(next(data.batches("val", pl_module.device)))
-        with _jit_is_scripting():  # tracing touches every attribute, `trainer` too
-            logger.experiment.add_graph(pl_module, tuple(tensor[:1] for tensor in inputs))
+        logger.log_graph(pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws what the model has right and wrong."""

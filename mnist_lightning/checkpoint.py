@@ -33,9 +33,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Classifier:
         model = cls(**{**checkpoint["hyper_parameters"], "compile": False})
         model.load_state_dict(checkpoint["state_dict"])
     except (TypeError, RuntimeError) as error:
-        raise InputError(
-            f"{path} does not fit the class {cls.__name__} as it is now: {one_line(error)}"
-        ) from error
+        raise InputError(f"{path} does not fit the class {cls.__name__} as it is now: {one_line(error)}") from error
     return model.to(device).eval()
 
 
@@ -68,8 +66,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    except PermissionError as error:
+        raise InputError(f"no permission to read the checkpoint {path}") from error
     except Exception as error:  # a damaged file can raise anything
         if "Unsupported global" in str(error) or "Unsupported operand" in str(error):
             raise InputError(

@@ -14,10 +14,10 @@ class SourceUnavailableError(InputError):
 
 
 def one_line(text: object, length: int = 300) -> str:
-    """A message on one line, shortened.
+    r"""A message on one line, shortened.
 
     Example:
-        >>> one_line("two\\n  lines")
+        >>> one_line("two\n  lines")
         'two lines'
     """
     line = " ".join(str(text).split())
@@ -70,9 +70,11 @@ def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str
             cause = text
             break
     where = ".".join(keys)
+    inside = f"{where}." if where else ""
     if unknown := re.fullmatch(r"Option '(.+)' is not accepted", cause):
-        name = f"{where}.{unknown[1]}"
-        return f"unknown option {name}{suggestion(unknown[1].split('.')[-1], options)}"
+        return f"unknown option {inside}{unknown[1]}{suggestion(unknown[1].split('.')[-1], options)}"
+    if known_already := re.fullmatch(r"unknown option (.+)|(\S+ is .+, expected .+)", cause):  # from a parser inside
+        return f"unknown option {inside}{known_already[1]}" if known_already[1] else f"{inside}{known_already[2]}"
     if unknown := re.fullmatch(r"Subcommand '.+' does not accept option '(.+)'", cause):
         return f"unknown option {unknown[1]}{suggestion(unknown[1], options)}"
     if unknown := re.fullmatch(r"[Uu]nrecognized arguments: --(\S+?)(=.*| .*)?", cause):
@@ -81,7 +83,8 @@ def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str
         known = ", ".join(sorted(classes))
         return f"unknown {where} {unknown[1]}; there are {known}, or give the path of your own: module.Class"
     if wrong := re.fullmatch(r"Expected (.+?)\. Got value: (.*)", cause):
-        expected = re.sub(r"<class '(.+?)'>|typing\.Literal", lambda m: m[1] or "one of ", wrong[1])
+        expected = wrong[1].replace("a typing.Literal", "one of ")
+        expected = re.sub(r"<class '(.+?)'>", r"\1", expected)
         return f"{where} is {wrong[2]!r}, expected {expected}"
     if cause.startswith("Problems parsing config"):
         details = one_line(message.replace('in "<unicode string>", ', "").partition(":")[2])

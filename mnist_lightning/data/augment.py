@@ -58,9 +58,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         for field in fields(self):
             if not 0 <= getattr(self, field.name) < float("inf"):
-                raise InputError(
-                    f"augment.{field.name} is {getattr(self, field.name)}; it is a range, 0 or more"
-                )
+                raise InputError(f"augment.{field.name} is {getattr(self, field.name)}; it is a range, 0 or more")
         if self.scale >= 1:
             raise InputError(f"augment.scale is {self.scale}; it is a relative change of size, below 1")
 

@@ -1,41 +1,29 @@
-"""A named source -> uint8 images and int64 labels; the only place that knows files and downloads.
+"""A named source -> uint8 images and int64 labels; the only place that knows the files.
 
 `fetch` may use the network and `read` never does, so one process can fetch and all can read. Files lie where
 torchvision puts them (`ROOT/MNIST/raw/train-images-idx3-ubyte`), so a folder that it filled serves as it is.
 Nothing half-written ever gets its final name, and nothing on disk is replaced unasked.
 """
 
-from __future__ import annotations
-
-import difflib
 import hashlib
 import math
 import os
-import queue
 import random
-import socket
 import struct
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from http.client import HTTPException
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any, NamedTuple
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from mnist_lightning.errors import InputError, SourceUnavailableError
-
-ANSWER_TIMEOUT = 8.0  # seconds for a mirror to answer at all: name look-up, connection and TLS together
-STALL_TIMEOUT = 10.0  # seconds without a byte after which a download is given up
+from mnist_lightning.data.download import download
+from mnist_lightning.errors import InputError, SourceUnavailableError, one_line, suggestion
 
 
 class _Archive(NamedTuple):
@@ -43,9 +31,7 @@ class _Archive(NamedTuple):
 
     dataset: str  # torchvision's class, and its folder under the root
     files: tuple[str, ...]  # training images, training labels, test images, test labels
-    sums: Mapping[str, str] = MappingProxyType(
-        {}
-    )  # MD5 of each file; where empty, the sums noted at the download hold
+    sums: Mapping[str, str] = MappingProxyType({})  # MD5 of each file; where empty, those noted at the download hold
     options: Mapping[str, str] = MappingProxyType({})  # what EMNIST's class must be told besides
     transposed: bool = False  # images are stored column by column
     tests: int | None = None  # so many, from the first, are the test set; None: all
@@ -69,7 +55,7 @@ _ARCHIVES = {
 # The end of a file's name tells what it must hold: magic number and bytes per item.
 _IDX = {"idx3-ubyte": (0x0803, 1), "idx1-ubyte": (0x0801, 1), "idx2-int": (0x0C02, 4)}
 _SUMS = "MD5SUMS"  # beside the raw files, where `md5sum --check` understands it too
-_DOWNLOADING = threading.Lock()  # socket's default timeout belongs to the whole process
+_FETCHING = threading.Lock()  # downloads set socket's default timeout, which belongs to the whole process
 
 SOURCES: tuple[str, ...] = (*_ARCHIVES, "digits")  # and folder:PATH
 
@@ -82,7 +68,7 @@ def data_root(root: str | Path | None) -> Path:
 def fetch(source: str, root: str | Path | None = None) -> None:
     """Make sure that the files of `source` are on disk, downloading those that are not.
 
-    Damaged files stay as they are: `read` finds them. Without a network, it gives up after `ANSWER_TIMEOUT`.
+    Damaged files stay as they are: `read` finds them. Without a network, it gives up after 8 seconds.
 
     Args:
         source: One of `SOURCES`, or `folder:PATH`.
@@ -96,13 +82,10 @@ def fetch(source: str, root: str | Path | None = None) -> None:
         return
     folder = data_root(root)
     raw = folder / archive.dataset / "raw"
-    with _DOWNLOADING:
+    with _FETCHING:
         if missing := _missing(raw, archive.files):
-            try:
-                failures = _download(archive, folder, raw)
-            except OSError as error:
-                failures = [f"{folder} cannot be written: {error.strerror or error}"]
-            if failures:
+            place = partial(_place, raw=raw, files=archive.files)
+            if failures := download(archive.dataset, archive.options, folder, place):
                 raise _unavailable(source, raw, missing, f"not there, and no download: {'; '.join(failures)}")
 
 
@@ -145,15 +128,13 @@ def _archive(source: str) -> _Archive | None:
         return _ARCHIVES[source]
     if source == "digits" or (source.startswith("folder:") and source != "folder:"):
         return None
-    hint = "".join(f"did you mean {name!r}? " for name in difflib.get_close_matches(source, SOURCES, n=1))
-    raise InputError(f"unknown data source {source!r}: {hint}there are {', '.join(SOURCES)} and folder:PATH")
+    known = f"there are {', '.join(SOURCES)} and folder:PATH"
+    raise InputError(f"unknown data source {source!r}: {known}{suggestion(source, SOURCES)}")
 
 
 def _missing(raw: Path, files: Iterable[str]) -> list[str]:
     try:
-        there = {
-            path.name for path in raw.iterdir()
-        }  # takes no forbidden folder for an empty one, as exists() may
+        there = {path.name for path in raw.iterdir()}  # takes no forbidden folder for an empty one, as exists() may
     except FileNotFoundError:
         there = set()
     except OSError as error:
@@ -168,94 +149,12 @@ def _unavailable(source: str, raw: Path, missing: list[str], why: str) -> Source
     )
 
 
-def _download(archive: _Archive, root: Path, raw: Path) -> list[str]:
-    """Put what is missing into `raw`; return nothing, or why each mirror failed."""
-    mirrors, failures = _mirrors(archive), []
-    for url, answer in _answers(mirrors):
-        failure = answer
-        if not failure:
-            root.mkdir(parents=True, exist_ok=True)
-            # Under the root, because a move is atomic only within one file system.
-            with TemporaryDirectory(prefix=".download-", dir=root, ignore_cleanup_errors=True) as scratch:
-                failure = _transfer(mirrors[url], scratch, archive.options)
-                if not failure:
-                    _place(Path(scratch, archive.dataset, "raw"), raw, archive.files)
-                    return []
-        failures.append(f"{urlsplit(url).netloc}: {failure}")
-    return failures
-
-
-def _mirrors(archive: _Archive) -> dict[str, Any]:
-    """Map a file on each mirror to a torchvision class that downloads from that mirror alone."""
-    import torchvision.datasets
-
-    dataset = getattr(torchvision.datasets, archive.dataset)
-    if hasattr(dataset, "url"):  # EMNIST: one zip
-        return {dataset.url: dataset}
-    if isinstance(dataset.resources, dict):  # QMNIST: full addresses, by part
-        return {dataset.resources["train"][0][0]: dataset}
-    # torchvision names the folder after the class, so every subclass keeps the name.
-    return {
-        m + dataset.resources[0][0]: type(archive.dataset, (dataset,), {"mirrors": [m]})
-        for m in dataset.mirrors
-    }
-
-
-def _answers(urls: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Ask all mirrors at once; yield each, quickest first, with "" or what is wrong with it."""
-    answers: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-
-    def ask(url: str) -> None:
-        failure = ""
-        try:
-            urlopen(Request(url, method="HEAD"), timeout=ANSWER_TIMEOUT).close()
-        except HTTPError as error:  # an answer all the same: some servers refuse HEAD
-            error.close()
-        except Exception as error:
-            failure = _short(error)
-        answers.put((url, failure))
-
-    silent = list(urls)
-    for url in silent:  # in threads that can be left behind, because a name look-up heeds no timeout
-        threading.Thread(target=ask, args=(url,), daemon=True).start()
-    deadline = time.monotonic() + ANSWER_TIMEOUT
-    while silent:
-        try:
-            url, failure = answers.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            break
-        silent.remove(url)
-        yield url, failure
-    yield from ((url, f"no answer within {ANSWER_TIMEOUT:g} s") for url in silent)
-
-
-def _transfer(dataset: Any, scratch: str, options: Mapping[str, str]) -> str:
-    """Let torchvision download, check and unpack both parts into `scratch`; return "" or why it failed."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_TIMEOUT)  # torchvision sets none of its own
-    try:
-        for train in (True, False):
-            dataset(scratch, train=train, download=True, **options)
-    except (OSError, RuntimeError, HTTPException) as error:
-        return _short(error)
-    finally:
-        socket.setdefaulttimeout(before)
-    return ""
-
-
 def _place(fresh: Path, raw: Path, files: tuple[str, ...]) -> None:
+    """Move the missing files from where torchvision has put them."""
     raw.mkdir(parents=True, exist_ok=True)
     (fresh / _SUMS).write_text("".join(f"{_md5(fresh / file)}  {file}\n" for file in files))
-    for file in (
-        _SUMS,
-        *_missing(raw, files),
-    ):  # sums first: stopped half-way, the next fetch brings the rest
+    for file in (_SUMS, *_missing(raw, files)):  # sums first: stopped half-way, the next fetch brings the rest
         (fresh / file).replace(raw / file)
-
-
-def _short(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[-1].removeprefix("<urlopen error ").removesuffix(">").rstrip(".")
 
 
 def _read(source: str, archive: _Archive, raw: Path, train: bool) -> tuple[Tensor, Tensor]:
@@ -267,9 +166,7 @@ def _read(source: str, archive: _Archive, raw: Path, train: bool) -> tuple[Tenso
         lines = [line.split() for line in (raw / _SUMS).read_text(errors="replace").splitlines()]
         sums = {line[1]: line[0] for line in lines if len(line) == 2}
     images, labels = (_decode(raw / file, sums.get(file)) for file in files)
-    labels = (
-        labels.long() if labels.ndim == 1 else labels[:, 0].long()
-    )  # QMNIST's other columns: writer and form
+    labels = labels.long() if labels.ndim == 1 else labels[:, 0].long()  # QMNIST's other columns: writer and form
     if images.shape[1:] != (28, 28) or len(images) != len(labels):
         raise InputError(
             f"{raw / files[0]} holds images {list(images.shape)} for {len(labels)} labels, not [N, 28, 28]"
@@ -341,9 +238,7 @@ def _folder(path: Path, train: bool) -> tuple[Tensor, Tensor]:
     names = {folder.name for folder in classes}
     if not 2 <= len(names) <= 10:
         raise InputError(f"{here} holds {len(names)} sub-folders, not 2 to 10, one for each class")
-    if divided and any(
-        {f.name for f in _visible(path / p, folders=True)} != names for p in ("train", "test")
-    ):
+    if divided and any({f.name for f in _visible(path / p, folders=True)} != names for p in ("train", "test")):
         raise InputError(f"{path / 'train'} and {path / 'test'} hold different classes (sub-folders)")
     numbered = names <= set("0123456789")
     chance = random.Random(0)
@@ -379,4 +274,4 @@ def _picture(path: Path) -> Tensor:
         grey = Image.alpha_composite(black, picture).convert("L")
         return torch.from_numpy(np.array(ImageOps.pad(grey, (28, 28))))
     except Exception as error:  # Pillow raises a dozen kinds; after any of them this is no picture
-        raise InputError(f"{path} is no picture that can be read: {_short(error)}") from error
+        raise InputError(f"{path} is no picture that can be read: {one_line(error)}") from error

@@ -20,7 +20,7 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Figure:
     mistakes = counts.clone().fill_diagonal_(0)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(1, int(mistakes.max())))
+    image = axes.imshow(mistakes.numpy(), cmap="Blues", vmin=0, vmax=max(1, int(mistakes.max())))
     figure.colorbar(image, label="mistakes")
     for label in range(CLASSES):
         for predicted in range(CLASSES):
@@ -57,7 +57,7 @@ def digit_sheet(images: Tensor, captions: Sequence[str], title: str) -> Figure:
     for ax in axes:
         ax.set_axis_off()
     for ax, image, caption in zip(axes, images, captions, strict=False):
-        ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+        ax.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
         ax.set_title(caption, fontsize=9)
     return figure
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_lightning.classifier import Classifier, Standardize
+from mnist_lightning.errors import InputError
 from mnist_lightning.models.mlp import ACTIVATIONS, Activation, dense_layers
 
 
@@ -51,6 +52,8 @@ class CNN(Classifier):
     ) -> None:
         super().__init__(**training)
         sizes = [kernel_size] * len(channels) if isinstance(kernel_size, int) else kernel_size
+        if len(sizes) != len(channels):
+            raise InputError(f"kernel_size has {len(sizes)} entries for {len(channels)} blocks; give one or one each")
         blocks: list[nn.Module] = [Standardize()]
         inputs = 1
         for outputs, size in zip(channels, sizes, strict=True):

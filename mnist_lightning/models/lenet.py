@@ -10,12 +10,12 @@ from mnist_lightning.models.mlp import ACTIVATIONS, Activation
 
 
 class LeNet5(Classifier):
-    """LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition",
-    section II.B), with the paper's layers and widths.
+    """LeNet-5, with the paper's layers and widths.
 
-    It differs from the paper where practice has moved on: C3 sees all maps of S2 and not a hand-made choice of
-    them, the subsampling layers have no weights, tanh is not scaled, and the output is linear, for a softmax, in
-    place of distances to drawn digits.
+    Source: LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition",
+    section II.B. It differs from the paper where practice has moved on: C3 sees all maps of S2 and not a hand-made
+    choice of them, the subsampling layers have no weights, tanh is not scaled, and the output is linear, for a
+    softmax, in place of distances to drawn digits.
 
     Args:
         activation: `tanh` as in the paper, or another.

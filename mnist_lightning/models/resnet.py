@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_lightning.classifier import CLASSES, Classifier, Standardize
+from mnist_lightning.errors import InputError
 
 
 def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -64,14 +65,12 @@ class ResNet(Classifier):
         torch.Size([2, 10])
     """
 
-    def __init__(
-        self, channels: Sequence[int] = (32, 64), blocks: Sequence[int] = (1, 1), **training: Any
-    ) -> None:
+    def __init__(self, channels: Sequence[int] = (32, 64), blocks: Sequence[int] = (1, 1), **training: Any) -> None:
         super().__init__(**training)
+        if len(channels) != len(blocks) or not channels:
+            raise InputError(f"channels has {len(channels)} entries and blocks {len(blocks)}; give one a stage")
         width = channels[0]
-        self.stem = nn.Sequential(
-            Standardize(), conv(1, width, 3), nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.ReLU()
-        )
+        self.stem = nn.Sequential(Standardize(), conv(1, width, 3), nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.ReLU())
         stages: list[nn.Module] = []
         for stage, (outputs, count) in enumerate(zip(channels, blocks, strict=True)):
             for block in range(count):

@@ -1,0 +1,212 @@
+"""What the frame costs: seconds a training step, three ways, alternating in one run.
+
+- bare: a PyTorch loop over tensors in memory, with the same model, loss, optimiser, schedule, precision and validation;
+- fit: `mnist-lightning fit` as users run it, with logging, metrics, checkpoints and a progress bar on a terminal;
+- stock: the same LightningModule with torchvision's dataset, a transform per image and a DataLoader.
+
+Augmentation is off in all three. And batches alone: the data module's against torchvision's per-image path.
+
+    python benchmarks/throughput.py            # writes results/throughput.json, about 10 minutes on two cores
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import pty
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning
+import torch
+import torchvision
+import yaml
+from lightning.pytorch import Callback, Trainer
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from mnist_lightning import MNISTDataModule, models
+from mnist_lightning.callbacks import _device_name
+from mnist_lightning.cli import main as command_line
+from mnist_lightning.data.sources import data_root
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RESULTS = Path(__file__).parent / "results" / "throughput.json"
+STEPS = {"mlp": 430, "lenet": 430, "cnn": 100, "resnet": 60, "densenet": 40}  # an epoch, or a part of one
+BATCH = 128
+
+
+def build(name: str) -> Any:
+    """The model of a config, freshly initialised."""
+    model = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]
+    torch.manual_seed(0)
+    return getattr(models, model["class_path"])(**model["init_args"])
+
+
+def bare(name: str, data: MNISTDataModule, epochs: int) -> float:
+    """Seconds a step of a bare loop that validates after each epoch."""
+    model, steps = build(name), STEPS[name]
+    h = model.hparams
+    decayed = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": h["weight_decay"]}
+    plain = {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed, plain], lr=h["lr"], fused=True)
+    schedule = OneCycleLR(optimizer, h["lr"], total_steps=steps * epochs, cycle_momentum=False)
+    images, labels = data.images_and_labels("train")
+    val_images, val_labels = data.images_and_labels("val")
+    began = time.perf_counter()
+    for _ in range(epochs):
+        model.train()
+        for index in torch.randperm(len(labels)).split(BATCH)[:steps]:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(images[index].unsqueeze(1).float().div_(255))
+            loss = F.cross_entropy(logits.float(), labels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        right = 0
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for x, y in zip(val_images.split(BATCH)[: steps // 10], val_labels.split(BATCH), strict=False):
+                right += int((model(x.unsqueeze(1).float().div_(255)).argmax(1) == y).sum())
+    return (time.perf_counter() - began) / (epochs * steps)
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[None]:
+    """A terminal that nobody looks at, so that the progress bar is drawn as on a real one."""
+    ours, theirs = pty.openpty()
+
+    def drain() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(ours, 65536):
+                pass
+
+    threading.Thread(target=drain, daemon=True).start()
+    with os.fdopen(theirs, "w") as screen, contextlib.redirect_stdout(screen):
+        yield
+
+
+def fit(name: str, epochs: int) -> float:
+    """Seconds a step of `mnist-lightning fit`."""
+    steps = STEPS[name]
+    with tempfile.TemporaryDirectory() as folder, terminal():
+        command_line(
+            [
+                *("fit", "--config", name, "--data.augment", "null", "--data.fallback", "null"),
+                *("--trainer.max_epochs", str(epochs), "--trainer.default_root_dir", folder),
+                *("--trainer.limit_train_batches", str(steps), "--trainer.limit_val_batches", str(steps // 10)),
+            ]
+        )
+        (path,) = Path(folder).rglob("summary.json")
+        return float(json.loads(path.read_text())["train_seconds"]) / (epochs * steps)
+
+
+class Clock(Callback):
+    """Measures what `RunFiles` measures."""
+
+    def on_train_start(self, *_: Any) -> None:
+        """Starts."""
+        self.began = time.perf_counter()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """Reads."""
+        self.seconds = time.perf_counter() - self.began
+
+
+def stock_loaders(workers: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Torchvision's way, from their documentation: 55,000 training and 5,000 validation images."""
+    whole = torchvision.datasets.MNIST(data_root(None), train=True, transform=transforms.ToTensor())
+    parts = torch.utils.data.random_split(whole, [55_000, 5_000])
+    train = DataLoader(parts[0], BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    return train, DataLoader(parts[1], BATCH, num_workers=workers, persistent_workers=workers > 0)
+
+
+def stock(name: str, epochs: int, workers: int) -> float:
+    """Seconds a step of the stock way."""
+    steps, clock = STEPS[name], Clock()
+    with tempfile.TemporaryDirectory() as folder, terminal():
+        trainer = Trainer(
+            max_epochs=epochs,
+            precision="bf16-mixed",
+            default_root_dir=folder,
+            callbacks=[clock],
+            limit_train_batches=steps,
+            limit_val_batches=steps // 10,
+            accelerator="cpu",
+        )
+        trainer.fit(build(name), *stock_loaders(workers))
+    return clock.seconds / (epochs * steps)
+
+
+def batches(data: MNISTDataModule) -> dict[str, float]:
+    """Milliseconds a batch of 128, from the data module and from torchvision's per-image path."""
+
+    def milliseconds(loader: Any, count: int) -> float:
+        iterator = iter(loader)
+        next(iterator)
+        began = time.perf_counter()
+        for _ in range(count):
+            data.on_after_batch_transfer(next(iterator), 0)
+        return 1000 * (time.perf_counter() - began) / count
+
+    ours, theirs = data.train_dataloader(), stock_loaders(0)[0]
+    rounds = [(milliseconds(ours, 400), milliseconds(theirs, 40)) for _ in range(5)]
+    return {
+        "ours_ms": round(median(r[0] for r in rounds), 4),
+        "torchvision_ms": round(median(r[1] for r in rounds), 3),
+        "ratio": round(median(r[1] / r[0] for r in rounds), 1),
+    }
+
+
+def main() -> None:
+    """Measures and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    data = MNISTDataModule(batch_size=BATCH)
+    data.setup("fit")
+    results: dict[str, Any] = {
+        "device": _device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "lightning": lightning.__version__,
+        },
+        "rounds": arguments.rounds,
+        "batch_size": BATCH,
+        "batches": batches(data),
+    }
+    for name in STEPS:
+        epochs = 2
+        rounds = []
+        for index in range(arguments.rounds + 1):  # the first one warms up
+            row = {"bare": bare(name, data, epochs), "fit": fit(name, epochs), "stock": stock(name, epochs, 0)}
+            if name == "mlp":
+                row["stock_2_workers"] = stock(name, epochs, 2)
+            if index:
+                rounds.append(row)
+        results[name] = {
+            "steps_an_epoch": STEPS[name],
+            **{f"{way}_ms": round(1000 * median(r[way] for r in rounds), 3) for way in rounds[0]},
+            "fit_over_bare": round(median(r["fit"] / r["bare"] for r in rounds), 3),
+            "stock_over_fit": round(median(r["stock"] / r["fit"] for r in rounds), 2),
+            "fit_over_bare_all": [round(r["fit"] / r["bare"], 3) for r in rounds],
+        }
+        print(name, results[name], flush=True)
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_lightning import MNISTDataModule
+from mnist_lightning.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# Relative to where pytest was started, and the tests run elsewhere.
+MNIST = Path(os.environ.get("MNIST_LIGHTNING_DATA", "data")).resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if (MNIST / "MNIST" / "raw").is_dir():
+        return
+    skip = pytest.mark.skip(reason="real MNIST is not on disk: set MNIST_LIGHTNING_DATA")
+    for item in items:
+        if "mnist" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has a folder of its own, finds no data in it, and leaves no seed behind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MNIST_LIGHTNING_DATA", str(MNIST))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def digits() -> MNISTDataModule:
+    data = MNISTDataModule(source="digits", batch_size=64)
+    data.setup("fit")
+    return data
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command line, expects a failure, and gives back its one line."""
+
+    def run(*args: str) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            main(list(args))
+        assert exit_.value.code not in (0, None)
+        lines = [line for line in capsys.readouterr().err.splitlines() if "warning:" not in line]
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts the command line as a user does: in a process of its own."""
+
+    def start(*args: str, **environment: str) -> subprocess.Popen[str]:
+        # One thread a process: several processes of two threads each would wait for each other.
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        env.pop("PL_GLOBAL_SEED")
+        return subprocess.Popen(
+            [sys.executable, "-m", "mnist_lightning", *args],
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def run(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
+    """Runs the command line in a process of its own and gives back what it printed."""
+
+    def wait(*args: str, **environment: str) -> str:
+        process = spawn(*args, **environment)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        return output
+
+    return wait
