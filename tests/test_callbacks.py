@@ -88,7 +88,7 @@ def test_the_stored_logits_are_the_models(folder: Path, digits: Any) -> None:
 
 def test_config_repeats_the_run(folder: Path) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["init_args"]["lr"] == 0.007
+    assert config["model"]["init_args"]["lr"] == 0.006
     assert config["data"]["init_args"]["batch_size"] == 32
     assert config["seed_everything"] == 5
     assert config["experiment"] == "lenet"
