@@ -3,7 +3,6 @@
 import json
 import platform
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule, mixed_seed
 from mnist_lightning.evaluation.metrics import Metrics, metrics
 from mnist_lightning.evaluation.predictions import predict, save_predictions
+from mnist_lightning.files import write_whole
 
 _PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "numpy")
 
@@ -79,29 +79,28 @@ class RunFiles(Callback):
         assert isinstance(pl_module, Classifier)
         if not trainer.is_global_zero or trainer.log_dir is None:
             return
-        data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = _data(trainer)
+        if data is not None:
+            self.metrics = {split: self._evaluate(trainer, pl_module, data, split) for split in ("train", "val")}
         logits, labels = pl_module.predictions["test"]
-        self.metrics = {
-            "train": self._evaluate(trainer, pl_module, data, "train"),
-            "val": self._evaluate(trainer, pl_module, data, "val"),
-            "test": metrics(logits, labels, float(pl_module.loss(logits, labels))),
-        }
+        self.metrics["test"] = metrics(logits, labels, float(pl_module.loss(logits, labels)))
         folder = Path(trainer.log_dir)
         save_predictions(folder / "test_predictions.npz", logits, labels)
-        write_json(folder / "summary.json", self._summary(trainer, pl_module, data))
+        summary = json.dumps(self._summary(trainer, pl_module, data), indent=2) + "\n"
+        write_whole(folder / "summary.json", summary.encode())
 
     def _evaluate(self, trainer: Trainer, model: Classifier, data: MNISTDataModule, split: str) -> Metrics:
         with trainer.precision_plugin.forward_context():
             logits, labels = predict(model, data.batches(split, model.device))
         return metrics(logits, labels, float(model.loss(logits, labels)))
 
-    def _summary(self, trainer: Trainer, model: Classifier, data: MNISTDataModule) -> dict[str, Any]:
+    def _summary(self, trainer: Trainer, model: Classifier, data: MNISTDataModule | None) -> dict[str, Any]:
         parameters = sum(p.numel() for p in model.parameters())
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         return {
             "experiment": self.experiment,
             "model": type(model).__name__,
-            "source": data.source,
+            "source": _source(trainer),
             "seed": self.seed,
             **{split: asdict(values) for split, values in self.metrics.items()},
             "parameters": parameters,
@@ -111,7 +110,7 @@ class RunFiles(Callback):
             "epochs": trainer.fit_loop.epoch_progress.current.completed,
             "steps": trainer.fit_loop.epoch_loop.global_step,
             "train_seconds": round(self._seconds, 2),
-            "batch_size": data.batch_size,
+            "batch_size": data.batch_size if data else None,
             "hyper_parameters": dict(model.hparams),
             "precision": str(trainer.precision),
             "devices": trainer.world_size,
@@ -121,16 +120,20 @@ class RunFiles(Callback):
         }
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _data(trainer: Trainer) -> MNISTDataModule | None:
+    """Our data module, whose splits can be evaluated and drawn; None for somebody else's."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data if isinstance(data, MNISTDataModule) else None
+
+
+def _source(trainer: Trainer) -> str:
+    data = _data(trainer)
+    return data.source if data else type(trainer.datamodule).__name__  # type: ignore[attr-defined]
 
 
 def _best_epoch(trainer: Trainer) -> int | None:
-    path = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""  # type: ignore[attr-defined]
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]) if path else None
+    path = trainer.ckpt_path  # of the test that has just ended
+    return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"]) if path else None
 
 
 def _device_name(device: torch.device) -> str:
@@ -165,21 +168,21 @@ class TensorBoardFigures(Callback):
         from mnist_lightning.evaluation import figures
 
         assert isinstance(pl_module, Classifier)
-        data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        logits, labels = pl_module.predictions["test"]
-        images = data.images_and_labels("test")[0]
+        data = _data(trainer)
         step = trainer.fit_loop.epoch_loop.global_step
-        for name, figure in {
-            "confusion matrix": figures.confusion_matrix(logits, labels),
-            "training samples": figures.samples(*data.images_and_labels("train")),
-            "confident mistakes": figures.confident_mistakes(images, logits, labels),
-            "right answers": figures.right_answers(images, logits, labels),
-        }.items():
+        logits, labels = pl_module.predictions["test"]
+        drawn = {"confusion matrix": figures.confusion_matrix(logits, labels)}
+        if data is not None:
+            images = data.images_and_labels("test")[0]
+            drawn["training samples"] = figures.samples(*data.images_and_labels("train"))
+            drawn["confident mistakes"] = figures.confident_mistakes(images, logits, labels)
+            drawn["right answers"] = figures.right_answers(images, logits, labels)
+        for name, figure in drawn.items():
             logger.experiment.add_figure(f"figures/{name}", figure, step)
         hyper_parameters = {
             "model": type(pl_module).__name__,
-            "source": data.source,
-            "batch_size": data.batch_size,
+            "source": _source(trainer),
+            "batch_size": str(data.batch_size if data else None),
             "precision": str(trainer.precision),
             "epochs": trainer.fit_loop.epoch_progress.current.completed,
             **{name: _plain(value) for name, value in pl_module.hparams.items()},

@@ -1,7 +1,6 @@
 """The command line: translates, decides nothing."""
 
 import contextlib
-import csv
 import ctypes
 import inspect
 import logging
@@ -28,6 +27,7 @@ from mnist_lightning.data.augment import Augmentation
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError, one_line, plain_words
 from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
+from mnist_lightning.files import write_whole
 
 LOGS = "lightning_logs"
 
@@ -37,7 +37,6 @@ _IRRELEVANT = (
     r".*is smaller than the logging interval.*",  # the rest of an epoch is logged at its end
     r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on in its folder
     r".*callbacks used to create the checkpoint need to be provided.*",  # testing needs none of them
-    r".*The dirpath has changed from.*",  # testing writes no checkpoints
     r".*pickle protocol.*weights_only Unpickler.*",  # what it does not support, it refuses
     r".*recommended to use `Trainer\(devices=1.*",  # our samplers do not repeat images
     r".*is not supported by the model summary.*",  # its size is that of the weights, which are 32 bits
@@ -65,8 +64,10 @@ def main(args: list[str] | None = None) -> None:
     except (InputError, MisconfigurationException) as error:
         sys.stderr.write(f"mnist-lightning: error: {one_line(error, 1000)}\n")
         sys.exit(2)
-    except PermissionError as error:
-        sys.stderr.write(f"mnist-lightning: error: no permission for {error.filename}\n")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"mnist-lightning: error: {error.filename}: {error.strerror}\n")
         sys.exit(2)
 
 
@@ -167,6 +168,7 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand != "fit":
             self.save_config_callback = None
+            warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # no checkpoint is written
         elif config.ckpt_path:
             self.save_config_kwargs = {"overwrite": True}
         if config.experiment is None:
@@ -191,11 +193,9 @@ class CLI(LightningCLI):
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
             self.run_files = RunFiles(self._get(self.config_init, "experiment"), seed)
             callbacks += [ReproducibleEpochs(seed), self.run_files, TensorBoardFigures()]
+            self.best = ModelCheckpoint(monitor="val/acc", mode="max", filename="best", enable_version_counter=False)
             if trainer["enable_checkpointing"] is not False:
-                callbacks += [
-                    ModelCheckpoint(monitor="val/acc", mode="max", filename="best", enable_version_counter=False),
-                    ModelCheckpoint(filename="last", enable_version_counter=False),
-                ]
+                callbacks += [self.best, ModelCheckpoint(filename="last", enable_version_counter=False)]
         if trainer["logger"] in (None, True):
             kwargs["logger"] = self._logger(trainer["default_root_dir"]) if self.subcommand == "fit" else False
         self.trainer_defaults["callbacks"] = callbacks
@@ -224,16 +224,10 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Tests the checkpoint that validation has chosen, once."""
-        chosen = self.trainer.checkpoint_callback
-        if chosen is None or not chosen.best_model_path:  # type: ignore[attr-defined]
+        chosen = self.best.best_model_path
+        if not chosen:  # checkpoints are off
             return
-        self.trainer.test(
-            self.model,
-            self.datamodule,
-            ckpt_path=chosen.best_model_path,  # type: ignore[attr-defined]
-            weights_only=True,
-            verbose=False,
-        )
+        self.trainer.test(self.model, self.datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
         _print_metrics(self.run_files.metrics, f"{self.run_files.experiment}: {self._title()}")
         _print(f"{self.trainer.log_dir}")
 
@@ -252,10 +246,8 @@ class CLI(LightningCLI):
         path = Path(self._get(self.config_init, "ckpt_path")).with_name("predictions.csv")
         if self.trainer.is_global_zero:
             rows = zip(range(len(labels)), labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(["index", "label", "predicted", "confidence"])
-                writer.writerows(rows)
+            lines = ["index,label,predicted,confidence", *(",".join(map(str, row)) for row in rows), ""]
+            write_whole(path, "\n".join(lines).encode())
         _print(f"{len(labels):,} predictions: {path}")
 
     def _metrics(self, split: str) -> Metrics:

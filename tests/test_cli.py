@@ -175,6 +175,29 @@ def test_graphs_for_an_mlp(fails: Callable[..., str], monkeypatch: pytest.Monkey
     assert "but Graphs gave it a GraphBatch" in line
 
 
+MY_DATA = """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class MyData(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.rand(40, 1, 28, 28), torch.arange(40) % 10), batch_size=8)
+
+    val_dataloader = test_dataloader = train_dataloader
+"""
+
+
+def test_data_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("my_data.py").write_text(MY_DATA)
+    monkeypatch.syspath_prepend(".")
+    main(["fit", "--model", "MLP", "--data", "my_data.MyData", "--trainer.max_epochs", "1"])
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert summary["source"] == "MyData"
+    assert sum(summary["test"]["support"]) == 40
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

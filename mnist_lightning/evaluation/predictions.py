@@ -1,7 +1,7 @@
 """Predictions: made outside a Trainer, written to disk, read back."""
 
-import os
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.errors import InputError
+from mnist_lightning.files import write_whole
 
 
 def predict(model: Classifier, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
@@ -44,11 +45,10 @@ def predict(model: Classifier, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
 
 
 def save_predictions(path: Path, logits: Tensor, labels: Tensor) -> None:
-    """Writes logits (as float32) and labels to an .npz file; the file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, logits=logits.numpy(), labels=labels.numpy())
-    temporary.replace(path)
+    """Writes logits (as float32) and labels to an .npz file."""
+    content = BytesIO()
+    np.savez_compressed(content, logits=logits.numpy(), labels=labels.numpy())
+    write_whole(path, content.getvalue())
 
 
 def load_predictions(path: Path) -> tuple[Tensor, Tensor]:
