@@ -77,17 +77,17 @@ class RunFiles(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files; only the first process does."""
         assert isinstance(pl_module, Classifier)
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        folder = trainer.log_dir  # a broadcast: all processes must ask
+        if not trainer.is_global_zero or folder is None:
             return
         data = _data(trainer)
         if data is not None:
             self.metrics = {split: self._evaluate(trainer, pl_module, data, split) for split in ("train", "val")}
         logits, labels = pl_module.predictions["test"]
         self.metrics["test"] = metrics(logits, labels, float(pl_module.loss(logits, labels)))
-        folder = Path(trainer.log_dir)
-        save_predictions(folder / "test_predictions.npz", logits, labels)
+        save_predictions(Path(folder, "test_predictions.npz"), logits, labels)
         summary = json.dumps(self._summary(trainer, pl_module, data), indent=2) + "\n"
-        write_whole(folder / "summary.json", summary.encode())
+        write_whole(Path(folder, "summary.json"), summary.encode())
 
     def _evaluate(self, trainer: Trainer, model: Classifier, data: MNISTDataModule, split: str) -> Metrics:
         with trainer.precision_plugin.forward_context():
@@ -182,7 +182,7 @@ class TensorBoardFigures(Callback):
         hyper_parameters = {
             "model": type(pl_module).__name__,
             "source": _source(trainer),
-            "batch_size": str(data.batch_size if data else None),
+            **({"batch_size": data.batch_size} if data else {}),
             "precision": str(trainer.precision),
             "epochs": trainer.fit_loop.epoch_progress.current.completed,
             **{name: _plain(value) for name, value in pl_module.hparams.items()},

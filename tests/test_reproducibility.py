@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,3 +129,10 @@ def test_two_nodes_train_as_one_node_of_two_processes_does(run: Run, spawn: Spaw
     assert [path.name for path in Path("lightning_logs/two_nodes").iterdir()] == ["version_0"]
     assert same(weights("one_node"), weights("two_nodes"))
     assert summary("one_node")["test"] == summary("two_nodes")["test"]
+
+
+def test_torchrun(run: Run, tmp_path: Path) -> None:
+    run(*FIT, *DDP, "--experiment=lightning")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    subprocess.run([*launch, "-m", "mnist_lightning", *FIT, *DDP, "--experiment=torchrun"], check=True, cwd=tmp_path)
+    assert same(weights("lightning"), weights("torchrun"))
