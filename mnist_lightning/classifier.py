@@ -168,7 +168,7 @@ class Classifier(LightningModule):
         loss = (stacked * weights).sum() / weights.sum()
         accuracy = torch.stack(correct).sum() / weights.sum()
         self.log_dict({"train/loss": loss, "train/acc": accuracy}, prog_bar=True, sync_dist=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def _stop_on_non_finite(self, losses: Tensor, step: int) -> None:
         value = losses[~losses.isfinite()][0].item()

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
@@ -69,6 +70,8 @@ def main(args: list[str] | None = None) -> None:
             raise
         sys.stderr.write(f"mnist-lightning: error: {error.filename}: {error.strerror}\n")
         sys.exit(2)
+    if torch.distributed.is_initialized():  # its threads would abort the process that ends with them alive
+        torch.distributed.destroy_process_group()
 
 
 def _keep_freed_memory() -> None:

@@ -266,4 +266,5 @@ class MNISTDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=_as_they_are,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # for the workers' seeds; else each epoch takes a number away from dropout's
         )
