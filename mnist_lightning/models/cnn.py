@@ -55,8 +55,13 @@ class CNN(Classifier):
         if len(sizes) != len(channels):
             raise InputError(f"kernel_size has {len(sizes)} entries for {len(channels)} blocks; give one or one each")
         blocks: list[nn.Module] = [Standardize()]
-        inputs = 1
+        inputs, side = 1, 28
         for outputs, size in zip(channels, sizes, strict=True):
+            side = (side if padding == "same" else side - size + 1) // pool
+            if side < 1:
+                raise InputError(
+                    f"nothing is left of the picture after a block with kernel_size {size} and pool {pool}"
+                )
             blocks.append(nn.Conv2d(inputs, outputs, size, padding=padding))
             if batch_norm:
                 blocks.append(nn.BatchNorm2d(outputs))
@@ -67,9 +72,7 @@ class CNN(Classifier):
         if dropout:
             blocks.append(nn.Dropout(dropout))
         self.features = nn.Sequential(*blocks)
-        with torch.no_grad():
-            features = self.features(torch.zeros(1, 1, 28, 28)).numel()
-        self.dense = dense_layers(features, widths, dense_activation or activation, False, dense_dropout)
+        self.dense = dense_layers(inputs * side * side, widths, dense_activation or activation, False, dense_dropout)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
