@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
+from torch import Tensor, nn
 
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule, mixed_seed
@@ -158,7 +158,9 @@ class TensorBoardFigures(Callback):
             for name, tag in (("loss", "loss"), ("accuracy", "acc"))
         }
         logger.experiment.add_custom_scalars({"training": charts})
-        logger.log_graph(pl_module)
+        example = pl_module.example_input_array
+        if isinstance(example, Tensor):  # not by Lightning's log_graph, which would draw it again for the test
+            logger.experiment.add_graph(pl_module, example.to(pl_module.device))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws what the model has right and wrong."""

@@ -209,14 +209,13 @@ class CLI(LightningCLI):
 
     def _logger(self, root: Any) -> TensorBoardLogger:
         """A new folder for a new run; a resumed run goes on in its own."""
-        options: dict[str, Any] = {"log_graph": True, "default_hp_metric": False}
         checkpoint = self._get(self.config_init, "ckpt_path")
         if checkpoint and Path(checkpoint).parent.name == "checkpoints":
             run = Path(checkpoint).absolute().parents[1]
-            return TensorBoardLogger(run.parent.parent, name=run.parent.name, version=run.name, **options)
+            return TensorBoardLogger(run.parent.parent, name=run.parent.name, version=run.name, default_hp_metric=False)
         # Absolute, because the checkpoints remember their folder, and a run may be resumed from elsewhere.
         logs = Path(root or ".").absolute() / LOGS
-        return TensorBoardLogger(logs, name=self._get(self.config_init, "experiment"), **options)
+        return TensorBoardLogger(logs, name=self._get(self.config_init, "experiment"), default_hp_metric=False)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

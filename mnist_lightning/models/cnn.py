@@ -59,9 +59,7 @@ class CNN(Classifier):
         for outputs, size in zip(channels, sizes, strict=True):
             side = (side if padding == "same" else side - size + 1) // pool
             if side < 1:
-                raise InputError(
-                    f"nothing is left of the picture after a block with kernel_size {size} and pool {pool}"
-                )
+                raise InputError(f"nothing is left of the picture after kernel_size {size} and pool {pool}")
             blocks.append(nn.Conv2d(inputs, outputs, size, padding=padding))
             if batch_norm:
                 blocks.append(nn.BatchNorm2d(outputs))
