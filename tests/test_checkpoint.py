@@ -67,6 +67,7 @@ def test_the_model_comes_back(model: Classifier, trained: Callable[[Classifier],
         assert torch.equal(loaded(images), model.eval()(images))
 
 
+@pytest.mark.slow
 def test_in_a_fresh_process(trained: Callable[[Classifier], Path]) -> None:
     model = LeNet5()
     code = "import sys, torch, mnist_lightning as m; print(m.load(sys.argv[1])(torch.ones(1, 1, 28, 28)).sum().item())"
@@ -74,6 +75,7 @@ def test_in_a_fresh_process(trained: Callable[[Classifier], Path]) -> None:
     assert float(output) == pytest.approx(model.eval()(torch.ones(1, 1, 28, 28)).sum().item(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_class_that_is_not_imported_is_named(trained: Callable[[Classifier], Path]) -> None:
     path = trained(Mine())
     code = "import sys, mnist_lightning; mnist_lightning.load(sys.argv[1])"
