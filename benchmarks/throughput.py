@@ -40,7 +40,8 @@ from mnist_lightning.data.sources import data_root
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
-STEPS = {"mlp": 430, "lenet": 430, "cnn": 100, "resnet": 60, "densenet": 40}  # an epoch, or a part of one
+STEPS = {"mlp": 430, "lenet": 430, "cnn": 430, "resnet": 215, "densenet": 150}  # an epoch, or a part of one
+EPOCHS = {"mlp": 3, "lenet": 2, "cnn": 1, "resnet": 1, "densenet": 1}
 BATCH = 128
 
 
@@ -51,9 +52,9 @@ def build(name: str) -> Any:
     return getattr(models, model["class_path"])(**model["init_args"])
 
 
-def bare(name: str, data: MNISTDataModule, epochs: int) -> float:
+def bare(name: str, data: MNISTDataModule, epochs: int, steps: int) -> float:
     """Seconds a step of a bare loop that validates after each epoch."""
-    model, steps = build(name), STEPS[name]
+    model = build(name)
     h = model.hparams
     decayed = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": h["weight_decay"]}
     plain = {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}
@@ -95,13 +96,13 @@ def terminal() -> Iterator[None]:
         yield
 
 
-def fit(name: str, epochs: int) -> float:
+def fit(name: str, epochs: int, steps: int) -> float:
     """Seconds a step of `mnist-lightning fit`."""
-    steps = STEPS[name]
     with tempfile.TemporaryDirectory() as folder, terminal():
         command_line(
             [
                 *("fit", "--config", name, "--data.augment", "null", "--data.fallback", "null"),
+                *("--data.batch_size", str(BATCH)),
                 *("--trainer.max_epochs", str(epochs), "--trainer.default_root_dir", folder),
                 *("--trainer.limit_train_batches", str(steps), "--trainer.limit_val_batches", str(steps // 10)),
             ]
@@ -130,9 +131,9 @@ def stock_loaders(workers: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
     return train, DataLoader(parts[1], BATCH, num_workers=workers, persistent_workers=workers > 0)
 
 
-def stock(name: str, epochs: int, workers: int) -> float:
+def stock(name: str, epochs: int, steps: int, workers: int = 0) -> float:
     """Seconds a step of the stock way."""
-    steps, clock = STEPS[name], Clock()
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder, terminal():
         trainer = Trainer(
             max_epochs=epochs,
@@ -188,17 +189,19 @@ def main() -> None:
         "batch_size": BATCH,
         "batches": batches(data),
     }
-    for name in STEPS:
-        epochs = 2
+    for name, steps in STEPS.items():
+        epochs = EPOCHS[name]
+        bare(name, data, 1, 10)  # warms up
         rounds = []
-        for index in range(arguments.rounds + 1):  # the first one warms up
-            row = {"bare": bare(name, data, epochs), "fit": fit(name, epochs), "stock": stock(name, epochs, 0)}
+        for _ in range(arguments.rounds):
+            row = {way.__name__: way(name, epochs, steps) for way in (fit, stock)}
+            row["bare"] = bare(name, data, epochs, steps)
             if name == "mlp":
-                row["stock_2_workers"] = stock(name, epochs, 2)
-            if index:
-                rounds.append(row)
+                row["stock_2_workers"] = stock(name, epochs, steps, workers=2)
+            rounds.append(row)
         results[name] = {
-            "steps_an_epoch": STEPS[name],
+            "epochs": epochs,
+            "steps_an_epoch": steps,
             **{f"{way}_ms": round(1000 * median(r[way] for r in rounds), 3) for way in rounds[0]},
             "fit_over_bare": round(median(r["fit"] / r["bare"] for r in rounds), 3),
             "stock_over_fit": round(median(r["stock"] / r["fit"] for r in rounds), 2),

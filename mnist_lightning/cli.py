@@ -191,7 +191,8 @@ class CLI(LightningCLI):
         given = trainer["callbacks"] or []
         callbacks: list[Callback] = []
         if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
-            callbacks.append(RichProgressBar(refresh_rate=10))
+            # Drawing the bar takes milliseconds of a core that the step needs: twice a second is smooth enough.
+            callbacks.append(RichProgressBar(refresh_rate=2))
         if self.subcommand == "fit":
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
             self.run_files = RunFiles(self._get(self.config_init, "experiment"), seed)
