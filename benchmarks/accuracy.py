@@ -2,8 +2,8 @@
 
 Run it again and it goes on where it was stopped: a config and seed that has its row is not run again.
 
-    python benchmarks/accuracy.py                                # the five main configs, seeds 0, 1, 2
-    python benchmarks/accuracy.py --seeds 0 -- published/*       # see --help
+    python benchmarks/accuracy.py                                            # the five main configs, seeds 0, 1, 2
+    python benchmarks/accuracy.py --seeds 0 -- softmax larger_cnn densenet+mse    # or any others
 """
 
 import argparse

@@ -6,7 +6,7 @@
 
 Augmentation is off in all three. And batches alone: the data module's against torchvision's per-image path.
 
-    python benchmarks/throughput.py            # writes results/throughput.json, about 10 minutes on two cores
+    python benchmarks/throughput.py            # writes results/throughput.json, about 15 minutes on two cores
 """
 
 import argparse
