@@ -76,16 +76,13 @@ class Classifier(LightningModule):
         compile: bool = False,  # noqa: A002 - the name that torch has for it
     ) -> None:
         super().__init__()
-        for name, value, below in (
-            ("lr", lr, math.inf),
-            ("label_smoothing", label_smoothing, 1),
-            ("momentum", momentum, 1),
-            ("weight_decay", weight_decay, math.inf),
-        ):
-            if not 0 <= value < below or (name == "lr" and value == 0):
-                raise InputError(
-                    f"{name} is {value}; it must be positive" + (f" and below {below}" if below == 1 else "")
-                )
+        if not 0 < lr < math.inf:
+            raise InputError(f"lr is {lr}; it must be positive")
+        if not 0 <= weight_decay < math.inf:
+            raise InputError(f"weight_decay is {weight_decay}; it must be 0 or more")
+        for name, share in (("label_smoothing", label_smoothing), ("momentum", momentum)):
+            if not 0 <= share < 1:
+                raise InputError(f"{name} is {share}; it must be at least 0 and below 1")
         self.save_hyperparameters()  # finds the subclass's arguments too
         self.predictions: dict[str, tuple[Tensor, Tensor]] = {}
         self.example_input_array = torch.zeros(1, 1, 28, 28)
@@ -94,7 +91,7 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compiles, where that was asked for."""
-        if self.hparams["compile"]:
+        if self.hparams["compile"] and self._compiled_call_impl is None:  # each stage sets the model up
             self.compile()
 
     def unpack(self, batch: Any) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -25,6 +25,20 @@ def quiet_trainer(**options: Any) -> Trainer:
     return Trainer(**{**defaults, **options})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"lr": 0.0}, "lr is 0.0; it must be positive"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be 0 or more"),
+        ({"momentum": 1.0}, "momentum is 1.0; it must be at least 0 and below 1"),
+        ({"label_smoothing": float("nan")}, "label_smoothing is nan"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        MLP(**wrong)
+
+
 def test_cross_entropy_is_torchs() -> None:
     assert MLP().loss(LOGITS, LABELS) == F.cross_entropy(LOGITS, LABELS)
     smoothed = MLP().loss(LOGITS, LABELS, label_smoothing=0.1)
