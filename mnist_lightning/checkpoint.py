@@ -83,7 +83,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _class_named(name: str, path: Path) -> type[Classifier]:
     import mnist_lightning.models  # noqa: F401 - makes the package's own models known
 
-    for cls in _subclasses(Classifier):
+    for cls in _subclasses(Classifier):  # type: ignore[type-abstract]
         if f"{cls.__module__}.{cls.__qualname__}" == name:
             return cls
     raise InputError(f"{path} holds a {name}, which is not known here: import the module that defines it first")

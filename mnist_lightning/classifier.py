@@ -1,6 +1,7 @@
 """What all models share: steps, loss, metrics, optimiser, schedule."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -39,7 +40,7 @@ class Standardize(nn.Module):
         return (images - self.mean) / self.std
 
 
-class Classifier(LightningModule):
+class Classifier(LightningModule, ABC):
     """Base of all models: a subclass defines `__init__`, which passes `**training` on, and `forward`.
 
     Logs `train/loss train/acc val/loss val/acc test/loss test/acc` and `lr`. Training values are means over the
@@ -94,6 +95,10 @@ class Classifier(LightningModule):
         if self.hparams["compile"] and self._compiled_call_impl is None:  # each stage sets the model up
             self.compile()
 
+    @abstractmethod
+    def forward(self, *inputs: Any) -> Tensor:
+        """Maps what `unpack` takes out of a batch to logits [B, 10]."""
+
     def unpack(self, batch: Any) -> tuple[tuple[Tensor, ...], Tensor]:
         """Divides a batch into what `forward` takes and the labels; a model of other data overrides this.
 
@@ -104,14 +109,12 @@ class Classifier(LightningModule):
             images, labels = batch
             if isinstance(images, Tensor) and images.is_floating_point() and images.shape[1:] == (1, 28, 28):
                 return (images,), labels
-        raise InputError(
-            f"{type(self).__name__} takes batches (images, labels) with float images [B, 1, 28, 28], "
-            f"but {self._data_name()} gave it {_description(batch)}"
-        )
+        raise self._refusal("batches (images, labels) with float images [B, 1, 28, 28]", batch)
 
-    def _data_name(self) -> str:
+    def _refusal(self, wanted: str, batch: Any) -> InputError:
         data = getattr(self._trainer, "datamodule", None)
-        return type(data).__name__ if data is not None else "the data loader"
+        giver = type(data).__name__ if data is not None else "the data loader"
+        return InputError(f"{type(self).__name__} takes {wanted}, but {giver} gave it {_description(batch)}")
 
     def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """The loss, always computed in 32 bits.
