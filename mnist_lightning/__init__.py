@@ -4,14 +4,16 @@ from importlib.metadata import version
 
 from mnist_lightning.checkpoint import load
 from mnist_lightning.classifier import Classifier
-from mnist_lightning.data.augment import Augmentation
+from mnist_lightning.data.augment import Augmentation, PositionAugmentation
+from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError
-from mnist_lightning.models import CNN, MLP, DenseNet, LeNet5, ResNet
+from mnist_lightning.models import CNN, GNN, MLP, DenseNet, LeNet5, ResNet
 
 __version__ = version("mnist-lightning")
 __all__ = [
     "CNN",
+    "GNN",
     "MLP",
     "Augmentation",
     "Classifier",
@@ -19,6 +21,8 @@ __all__ = [
     "InputError",
     "LeNet5",
     "MNISTDataModule",
+    "MNISTSuperpixelsDataModule",
+    "PositionAugmentation",
     "ResNet",
     "load",
 ]

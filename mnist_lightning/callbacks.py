@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from matplotlib.figure import Figure
+from torch import nn
 
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule, mixed_seed
 from mnist_lightning.evaluation.metrics import Metrics, metrics
 from mnist_lightning.evaluation.predictions import predict, save_predictions
 from mnist_lightning.files import write_whole
+from mnist_lightning.models import GNN
 
 _PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "numpy")
 
@@ -159,8 +162,8 @@ class TensorBoardFigures(Callback):
         }
         logger.experiment.add_custom_scalars({"training": charts})
         example = pl_module.example_input_array
-        if isinstance(example, Tensor):  # not by Lightning's log_graph, which would draw it again for the test
-            logger.experiment.add_graph(pl_module, example.to(pl_module.device))
+        if example is not None:  # not by Lightning's log_graph, which would draw it again for the test
+            logger.experiment.add_graph(pl_module, move_data_to_device(example, pl_module.device))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws what the model has right and wrong."""
@@ -179,6 +182,8 @@ class TensorBoardFigures(Callback):
             drawn["training samples"] = figures.samples(*data.images_and_labels("train"))
             drawn["confident mistakes"] = figures.confident_mistakes(images, logits, labels)
             drawn["right answers"] = figures.right_answers(images, logits, labels)
+            if isinstance(pl_module, GNN):
+                drawn["connectivity"] = _connectivity_of_each_class(pl_module, data)
         for name, figure in drawn.items():
             logger.experiment.add_figure(f"figures/{name}", figure, step)
         hyper_parameters = {
@@ -190,6 +195,17 @@ class TensorBoardFigures(Callback):
             **{name: _plain(value) for name, value in pl_module.hparams.items()},
         }
         logger.log_hyperparams(hyper_parameters, _final_metrics(trainer), step)
+
+
+def _connectivity_of_each_class(model: GNN, data: MNISTDataModule) -> Figure:
+    """Why the model says what it says of the first test digit of each class."""
+    from mnist_lightning.explain.connectivity import connectivity
+    from mnist_lightning.explain.drawings import connectivity_sheet
+
+    images, labels = data.images_and_labels("test")
+    first = [int((labels == digit).nonzero()[0]) for digit in torch.unique(labels)]
+    with torch.inference_mode(False), torch.enable_grad():  # Lightning tests without gradients
+        return connectivity_sheet([connectivity(model, images[i], int(labels[i])) for i in first])
 
 
 def _final_metrics(trainer: Trainer) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib
 import inspect
 import logging
 import os
@@ -24,13 +25,17 @@ from mnist_lightning import models
 from mnist_lightning.callbacks import ReproducibleEpochs, RunFiles, TensorBoardFigures
 from mnist_lightning.checkpoint import find_checkpoint, read_checkpoint
 from mnist_lightning.classifier import Classifier
-from mnist_lightning.data.augment import Augmentation
+from mnist_lightning.data.augment import Augmentation, PositionAugmentation
+from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError, one_line, plain_words
 from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
 from mnist_lightning.files import write_whole
 
 LOGS = "lightning_logs"
+
+# What can be done with checkpoints and runs: the function of each verb, imported when it is needed.
+VERBS = {"connectivity": "mnist_lightning.explain.command.write_connectivity"}
 
 # Lightning's advice on problems that this package does not have.
 _IRRELEVANT = (
@@ -44,6 +49,7 @@ _IRRELEVANT = (
     r".*LeafSpec.*is deprecated.*",  # between Lightning and torch
     r".*JsonargparseDeprecationWarning.*",  # between Lightning and jsonargparse
     r".*was deprecated in v4\.\d+\.0 and will be removed in v5\.0\.0.*",
+    r".*trace to be incorrect.*",  # the graph in TensorBoard is of one example
     r".*`torch.jit.*deprecated.*",  # TensorBoard's graph is traced by torch's own writer
 )
 
@@ -60,8 +66,12 @@ def main(args: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message)
     _keep_freed_memory()
     warnings.formatwarning = lambda message, *_: f"mnist-lightning: warning: {one_line(message, 1000)}\n"
+    args = sys.argv[1:] if args is None else args
     try:
-        CLI(_with_configs(sys.argv[1:] if args is None else args))
+        if args and args[0] in VERBS:
+            _run_verb(args[0], args[1:])
+        else:
+            CLI(_with_configs(args))
     except (InputError, MisconfigurationException) as error:
         sys.stderr.write(f"mnist-lightning: error: {one_line(error, 1000)}\n")
         sys.exit(2)
@@ -91,13 +101,27 @@ class _Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         model_options = {name for cls in _models().values() for name in inspect.signature(cls).parameters}
-        shared_options = {
-            name for cls in (Classifier, MNISTDataModule, Augmentation) for name in inspect.signature(cls).parameters
-        }
+        shared = (Classifier, MNISTDataModule, Augmentation, PositionAugmentation)
+        shared_options = {name for cls in shared for name in inspect.signature(cls).parameters}
         trainer_options = {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
-        options = model_options | shared_options | trainer_options
-        classes = [MNISTDataModule.__name__] if message.startswith('Parser key "data"') else _models()
+        own_options = {action.dest for action in self._actions}
+        options = model_options | shared_options | trainer_options | own_options
+        data_modules = [MNISTDataModule.__name__, MNISTSuperpixelsDataModule.__name__]
+        classes = data_modules if message.startswith('Parser key "data"') else _models()
         raise InputError(plain_words(message, options, classes)) from ex
+
+
+def _run_verb(verb: str, args: list[str]) -> None:
+    """Translates arguments to the verb's function, and says which file it wrote."""
+    module, _, name = VERBS[verb].rpartition(".")
+    function = getattr(importlib.import_module(module), name)
+    parser = _Parser(prog=f"mnist-lightning {verb}", description=_summary(function))
+    parser.add_function_arguments(function, as_group=False, as_positional=True)
+    _print(function(**parser.parse_args(args).as_dict()))
+
+
+def _summary(function: Any) -> str:
+    return str(inspect.getdoc(function)).partition("\n\nArgs:")[0]
 
 
 def _models() -> dict[str, type[Classifier]]:
@@ -117,6 +141,7 @@ class CLI(LightningCLI):
             parser_kwargs={
                 "prog": "mnist-lightning",
                 "description": "Train, compare and look inside classifiers of handwritten digits.",
+                "epilog": f"Over checkpoints and runs: {', '.join(VERBS)} (mnist-lightning VERB --help).",
                 "version": mnist_lightning.__version__,
             },
             trainer_defaults={"max_epochs": 10},

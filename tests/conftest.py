@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_lightning import MNISTDataModule
+from mnist_lightning import MNISTDataModule, MNISTSuperpixelsDataModule
 from mnist_lightning.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -24,11 +24,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the real MNIST, where it is on disk; superpixels land in it, and not beside the real data."""
+    root = tmp_path_factory.mktemp("data")
+    if (MNIST / "MNIST").is_dir():
+        (root / "MNIST").symlink_to(MNIST / "MNIST")
+    return root
+
+
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def elsewhere(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has a folder of its own, finds no data in it, and leaves no seed behind."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MNIST_LIGHTNING_DATA", str(MNIST))
+    monkeypatch.setenv("MNIST_LIGHTNING_DATA", str(data_root))
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     torch.manual_seed(0)
 
@@ -36,6 +45,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def digits() -> MNISTDataModule:
     data = MNISTDataModule(source="digits", batch_size=64)
+    data.setup("fit")
+    return data
+
+
+@pytest.fixture
+def graphs() -> MNISTSuperpixelsDataModule:
+    data = MNISTSuperpixelsDataModule(source="digits", batch_size=64)
+    data.prepare_data()
     data.setup("fit")
     return data
 

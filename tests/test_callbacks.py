@@ -19,6 +19,9 @@ CURVES = {"train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/a
 FINAL = {f"final/{split}_{name}" for split in ("train", "val", "test") for name in ("acc", "loss")}
 
 
+SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
+
+
 def fit(*args: str) -> None:
     main(["fit", "--data.source", "digits", "--trainer.enable_progress_bar", "false", *args])
 
@@ -128,8 +131,11 @@ def test_figures_and_graph(events: EventAccumulator) -> None:
 
 @pytest.mark.parametrize("name", models.__all__)
 def test_every_model_leaves_the_same(name: str) -> None:
-    fit("--model", name, "--trainer.max_epochs", "1", "--data.batch_size", "128", "--trainer.limit_train_batches", "2")
+    data = "MNISTSuperpixelsDataModule" if name == "GNN" else "MNISTDataModule"
+    main(["fit", "--model", name, "--data", data, "--data.source", "digits", "--data.batch_size", "128", *SHORT])
     run = Path("lightning_logs", name.lower(), "version_0")
-    assert set(EventAccumulator(str(run)).Reload().Tags()["scalars"]) == CURVES | FINAL | {"epoch"}
+    tags = EventAccumulator(str(run)).Reload().Tags()
+    assert ("figures/connectivity" in tags["images"]) == (name == "GNN")
+    assert set(tags["scalars"]) == CURVES | FINAL | {"epoch"}
     assert json.loads((run / "summary.json").read_text())["model"] == name
     assert type(load(run)).__name__ == name

@@ -149,30 +149,23 @@ def test_a_model_of_ones_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert type(mnist_lightning.load(run)).__name__ == "MyNet"
 
 
-GRAPHS = """
-from collections import namedtuple
-import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
-
-GraphBatch = namedtuple("GraphBatch", "x edge_index pos batch y")
-
-
-class Graphs(LightningDataModule):
-    def train_dataloader(self):
-        graph = GraphBatch(torch.rand(9, 1), torch.zeros(2, 0), torch.rand(9, 2), torch.zeros(9), torch.zeros(1))
-        return DataLoader([graph], batch_size=None)
-
-    val_dataloader = test_dataloader = train_dataloader
-"""
-
-
-def test_graphs_for_an_mlp(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("graphs.py").write_text(GRAPHS)
-    monkeypatch.syspath_prepend(".")
-    line = fails("fit", "--model", "MLP", "--data", "graphs.Graphs", "--trainer.enable_progress_bar", "false")
-    assert "MLP takes batches (images, labels)" in line
-    assert "but Graphs gave it a GraphBatch" in line
+@pytest.mark.parametrize(
+    ("model", "data", "wanted", "given"),
+    [
+        ("MLP", "MNISTSuperpixelsDataModule", "MLP takes batches (images, labels)", "gave it a DataBatch"),
+        (
+            "GNN",
+            "MNISTDataModule",
+            "GNN takes batches of graphs (--data MNISTSuperpixelsDataModule)",
+            "gave it a tuple",
+        ),
+    ],
+)
+def test_data_of_the_wrong_kind(model: str, data: str, wanted: str, given: str, fails: Callable[..., str]) -> None:
+    args = ["--model", model, "--data", data, "--data.source", "digits", "--trainer.enable_progress_bar", "false"]
+    line = fails("fit", *args)
+    assert wanted in line
+    assert f"but {data} {given}" in line
 
 
 MY_DATA = """
@@ -203,9 +196,9 @@ def test_data_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["fitt"], "invalid choice: 'fitt'"),
         (["fit"], "fit.model"),
-        (["fit", "--model", "ResNett"], "unknown model ResNett; there are CNN, DenseNet, LeNet5, MLP, ResNet"),
+        (["fit", "--model", "ResNett"], "unknown model ResNett; there are CNN, DenseNet, GNN, LeNet5, MLP, ResNet"),
         (["fit", "--model", "torch.nn.Linear"], "model: Import path does not correspond to a subclass of Classifier"),
-        (["fit", "--model", "MLP", "--model.widht", "3"], "unknown option model.widht; did you mean widths?"),
+        (["fit", "--model", "MLP", "--model.widhts", "3"], "unknown option model.widhts; did you mean widths?"),
         (["fit", "--model", "MLP", "--model.lr", "fast"], "model.lr is 'fast', expected a float"),
         (["fit", "--model", "MLP", "--model.lr", "-1"], "lr is -1"),
         (["fit", "--model", "MLP", "--model.loss", "hinge"], "model.loss is 'hinge', expected one of"),

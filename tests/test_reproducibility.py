@@ -29,6 +29,7 @@ FIT = [
     "--trainer.max_epochs=6",
     "--trainer.enable_progress_bar=false",
 ]
+GNN = ["fit", "--config=gnn", "--model.width=8", "--data.source=digits", "--trainer.max_epochs=4", FIT[-1]]
 DDP = ["--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--trainer.devices=2"]
 Run = Callable[..., str]
 Spawn = Callable[..., "subprocess.Popen[str]"]
@@ -74,10 +75,13 @@ def test_the_same_command_twice_gives_the_same_weights(run: Run) -> None:
     assert not same(weights("first"), weights("other"))
 
 
-@pytest.mark.parametrize("processes", [[], DDP], ids=["one process", "two processes"])
-def test_killed_and_resumed_gives_the_same_weights(processes: list[str], run: Run, spawn: Spawn) -> None:
+@pytest.mark.parametrize(
     # Long epochs, so that the kill meets the middle of one.
-    args = [*FIT, *processes, "--data.batch_size=4"]
+    "args",
+    [[*FIT, "--data.batch_size=4"], [*FIT, *DDP, "--data.batch_size=4"], [*GNN, "--data.batch_size=16"]],
+    ids=["one process", "two processes", "GNN"],
+)
+def test_killed_and_resumed_gives_the_same_weights(args: list[str], run: Run, spawn: Spawn) -> None:
     run(*args, "--experiment=whole")
     kill_in_epoch(spawn, 3, *args, "--experiment=killed")
     assert not Path("lightning_logs/killed/version_0/summary.json").exists()
@@ -89,8 +93,9 @@ def test_killed_and_resumed_gives_the_same_weights(processes: list[str], run: Ru
         assert whole[key] == resumed[key]
 
 
-def test_two_processes_test_as_one_does_and_leave_one_folder(run: Run) -> None:
-    run(*FIT, *DDP, "--experiment=two")
+@pytest.mark.parametrize("fit", [FIT, GNN], ids=["CNN", "GNN"])
+def test_two_processes_test_as_one_does_and_leave_one_folder(fit: list[str], run: Run) -> None:
+    run(*fit, *DDP, "--experiment=two")
     assert [path.name for path in Path("lightning_logs/two").iterdir()] == ["version_0"]
     two = run("test", "--ckpt_path=lightning_logs/two/version_0", *DDP)
     one = run("test", "--ckpt_path=lightning_logs/two/version_0", "--trainer.devices=1", "--trainer.strategy=auto")

@@ -1,8 +1,8 @@
-"""Random distortions of whole batches of images, on the device that the batch is on."""
+"""Random distortions of whole batches, of images and of graphs, on the device that the batch is on."""
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from math import radians
+from math import inf, radians
 
 import torch
 from torch import Generator, Tensor
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mnist_lightning.errors import InputError
 
 _GRID = 4  # displacements are drawn on a 4x4 grid and interpolated to every pixel
-_AFFINE = 5  # random numbers per image that the affine map takes: rotation, scale, shear, two shifts
+_AFFINE = 5  # random numbers that an affine map takes: rotation, scale, shear, two shifts
 
 
 @lru_cache(maxsize=8)
@@ -56,11 +56,7 @@ class Augmentation:
     elastic: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not 0 <= getattr(self, field.name) < float("inf"):
-                raise InputError(f"augment.{field.name} is {getattr(self, field.name)}; it is a range, 0 or more")
-        if self.scale >= 1:
-            raise InputError(f"augment.scale is {self.scale}; it is a relative change of size, below 1")
+        _check_ranges(self)
 
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Draws the random numbers of `count` images.
@@ -103,10 +99,92 @@ class Augmentation:
     def _inverse_maps(self, unit: Tensor) -> Tensor:
         """[B, 2, 3] affine maps from where a pixel lands to where it is taken from."""
         angle, scale, shear, shift_x, shift_y = unit.unbind(dim=1)
-        angle = angle * radians(self.rotate)
-        scale = 1 / (1 + scale * self.scale)
-        shear = shear * self.shear
-        cos, sin = angle.cos() * scale, angle.sin() * scale
-        row_x = torch.stack([cos, sin + shear * cos, shift_x * (2 * self.shift)], dim=1)
-        row_y = torch.stack([-sin, cos - shear * sin, shift_y * (2 * self.shift)], dim=1)
-        return torch.stack([row_x, row_y], dim=1)
+        linear = _linear_maps(angle * radians(self.rotate), 1 / (1 + scale * self.scale), shear * self.shear)
+        shift = torch.stack([shift_x, shift_y], dim=1) * (2 * self.shift)
+        return torch.cat([linear, shift.unsqueeze(2)], dim=2)
+
+
+@dataclass(frozen=True)
+class PositionAugmentation:
+    """A random affine map of the nodes' positions in each graph, and noise.
+
+    What a model computes from the positions, such as the lengths of edges, changes with them; the edges stay.
+
+    Args:
+        rotate: Largest rotation, in degrees, either way.
+        scale: Largest relative change of size.
+        shear: Largest horizontal shear, as the shift of a row per row.
+        shift: Largest shift along each axis, as a share of the image's side.
+        jitter: Standard deviation of each node's own displacement, as a share of the image's side.
+        intensity: Largest relative change of a graph's intensities.
+
+    Example:
+        >>> augmentation = PositionAugmentation(jitter=0)
+        >>> drawn = augmentation.draw(1, 3, torch.Generator().manual_seed(0))
+        >>> x, pos, batch = torch.ones(3, 2), torch.full((3, 2), 0.5), torch.zeros(3, dtype=torch.long)
+        >>> augmentation(x, pos, batch, drawn)[1].shape
+        torch.Size([3, 2])
+    """
+
+    rotate: float = 15.0
+    scale: float = 0.15
+    shear: float = 0.2
+    shift: float = 0.1
+    jitter: float = 0.004
+    intensity: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+    def draw(self, graphs: int, nodes: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Draws the random numbers of a batch.
+
+        Args:
+            graphs: Number of graphs B.
+            nodes: Number of all their nodes N.
+            generator: A CPU generator; the same state gives the same distortions.
+
+        Returns:
+            Float [B, 6], uniform in [-1, 1), and float [N, 2], normal.
+        """
+        uniform = torch.rand(graphs, _AFFINE + 1, generator=generator) * 2 - 1
+        return uniform, torch.randn(nodes, 2, generator=generator)
+
+    def __call__(self, x: Tensor, pos: Tensor, batch: Tensor, drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps each graph's positions about the image's centre.
+
+        Args:
+            x: Float [N, F], the intensity first.
+            pos: Float [N, 2], row and column in [0, 1].
+            batch: int64 [N], each node's graph.
+            drawn: What `draw(B, N, ...)` returned, on any device.
+
+        Returns:
+            `x` and `pos`, both new.
+        """
+        uniform, normal = drawn[0].to(pos), drawn[1].to(pos)
+        angle, scale, shear, *shifts, intensity = uniform.unbind(dim=1)
+        linear = _linear_maps(angle * radians(self.rotate), 1 + scale * self.scale, shear * self.shear)
+        # Rows and columns for x and y: a map of (x, y) with its axes exchanged.
+        linear = linear.flip(1, 2)[batch]
+        centred = pos - 0.5
+        mapped = linear[:, :, 0] * centred[:, :1] + linear[:, :, 1] * centred[:, 1:]
+        shift = torch.stack(shifts, dim=1) * self.shift
+        pos = mapped + 0.5 + shift[batch] + normal * self.jitter
+        factor = (1 + intensity * self.intensity)[batch].unsqueeze(1)
+        return torch.cat([x[:, :1] * factor, x[:, 1:]], dim=1), pos
+
+
+def _check_ranges(augmentation: Augmentation | PositionAugmentation) -> None:
+    for field in fields(augmentation):
+        value = getattr(augmentation, field.name)
+        if not 0 <= value < inf:
+            raise InputError(f"augment.{field.name} is {value}; it is a range, 0 or more")
+    if augmentation.scale >= 1:
+        raise InputError(f"augment.scale is {augmentation.scale}; it is a relative change of size, below 1")
+
+
+def _linear_maps(angle: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
+    """[B, 2, 2] maps of (x, y): a shear along x, then a rotation and a change of size; angles in radians."""
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    return torch.stack([cos, sin + shear * cos, -sin, cos - shear * sin], dim=1).view(-1, 2, 2)

@@ -148,15 +148,16 @@ class MNISTDataModule(LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.num_workers = num_workers
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._rows: dict[str, Tensor] = {}  # where a split's images are among all of the source, the test images last
 
     def prepare_data(self) -> None:
         """Downloads what is not on disk; Lightning calls this in one process per machine."""
         try:
-            fetch(self.source, self.root)
+            self._fetch(self.source)
         except SourceUnavailableError as unavailable:
             if self.fallback is None:
                 raise
-            fetch(self.fallback, self.root)
+            self._fetch(self.fallback)
             rank_zero_warn(
                 f"TRAINING ON `{self.fallback}`, NOT ON `{self.source}`. {unavailable}", category=UserWarning
             )
@@ -166,18 +167,22 @@ class MNISTDataModule(LightningDataModule):
         if self._splits:
             return
         try:
-            images, labels = read(self.source, self.root, train=True)
+            images, labels = self._read(train=True)
         except SourceUnavailableError:
             if self.fallback is None:
                 raise
             self.source = self.fallback
-            images, labels = read(self.source, self.root, train=True)
+            images, labels = self._read(train=True)
         train, val = self._split(labels)
-        self._splits = {
-            "train": (images[train], labels[train]),
-            "val": (images[val], labels[val]),
-            "test": read(self.source, self.root, train=False),
-        }
+        tests = self._read(train=False)
+        self._splits = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": tests}
+        self._rows = {"train": train, "val": val, "test": torch.arange(len(labels), len(labels) + len(tests[1]))}
+
+    def _fetch(self, source: str) -> None:
+        fetch(source, self.root)
+
+    def _read(self, train: bool) -> tuple[Tensor, Tensor]:
+        return read(self.source, self.root, train=train)
 
     def _split(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of the training and of the validation images."""
@@ -202,17 +207,17 @@ class MNISTDataModule(LightningDataModule):
         """
         return self._splits[split]
 
-    def batches(self, split: str, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, split: str, device: torch.device | str = "cpu") -> Iterator[Any]:
         """A split's batches in its own order, undistorted, all of them in this process: for evaluation.
 
         Args:
             split: `train`, `val` or `test`.
             device: Where the batches shall be.
         """
-        images, labels = self._splits[split]
-        for start in range(0, len(labels), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            yield self.on_after_batch_transfer(RawBatch(images[part].to(device), labels[part].to(device), None), 0)
+        dataset = self._dataset(split, augmented=False)
+        for part in torch.split(torch.arange(len(dataset)), self.batch_size):
+            batch = self.transfer_batch_to_device(dataset.__getitems__(part.tolist()), torch.device(device), 0)
+            yield self.on_after_batch_transfer(batch, 0)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Scales a batch to [0, 1] and distorts it if it is one to train on, on the device that it is on.
@@ -232,33 +237,37 @@ class MNISTDataModule(LightningDataModule):
             images = self.augment(images, drawn)
         return images, labels
 
-    def train_dataloader(self) -> DataLoader[RawBatch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled anew in every epoch; each process its own share."""
-        dataset = WholeBatches(*self._splits["train"], self.augment, self.seed)
+        dataset = self._dataset("train", augmented=True)
         return self._loader(dataset, EpochSampler(dataset, *self._shard(), seed=mixed_seed(self.seed)))
 
-    def val_dataloader(self) -> DataLoader[RawBatch]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """In order; each process its own share, no image twice."""
         return self._evaluation_loader("val")
 
-    def test_dataloader(self) -> DataLoader[RawBatch]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """In order; each process its own share, no image twice."""
         return self._evaluation_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[RawBatch]:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """The test images."""
         return self._evaluation_loader("test")
 
-    def _evaluation_loader(self, split: str) -> DataLoader[RawBatch]:
-        dataset = WholeBatches(*self._splits[split], None, self.seed)
+    def _evaluation_loader(self, split: str) -> DataLoader[Any]:
+        dataset = self._dataset(split, augmented=False)
         # Lightning's own choice, DistributedSampler, repeats images to even out the processes.
         return self._loader(dataset, UnrepeatedDistributedSampler(dataset, *self._shard(), shuffle=False))
+
+    def _dataset(self, split: str, augmented: bool) -> Any:
+        """What hands out a split's batches; a module of other batches overrides this and `on_after_batch_transfer`."""
+        return WholeBatches(*self._splits[split], self.augment if augmented else None, self.seed)
 
     def _shard(self) -> tuple[int, int]:
         """Number of processes and this one's rank."""
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
-    def _loader(self, dataset: WholeBatches, sampler: DistributedSampler[int]) -> DataLoader[RawBatch]:
+    def _loader(self, dataset: Any, sampler: DistributedSampler[int]) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

@@ -253,7 +253,7 @@ def _folder(path: Path, train: bool) -> tuple[Tensor, Tensor]:
             files = files[tests:] if train else files[:tests]
         pictures += [(file, int(folder.name) if numbered else position) for file in files]
     chance.shuffle(pictures)
-    images = torch.stack([_picture(file) for file, _ in pictures])
+    images = torch.stack([read_picture(file) for file, _ in pictures])
     return images, torch.tensor([label for _, label in pictures])
 
 
@@ -261,8 +261,18 @@ def _visible(folder: Path, folders: bool = False) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and (p.is_dir() or not folders))
 
 
-def _picture(path: Path) -> Tensor:
-    """Read a picture of any size and mode as grey 28x28, its shape kept, on black."""
+def read_picture(path: Path) -> Tensor:
+    """Read a picture of any size and mode as grey 28x28, its shape kept, on black.
+
+    Args:
+        path: A file in any of Pillow's formats.
+
+    Returns:
+        uint8 `[28, 28]`.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
     from PIL import Image, ImageOps
 
     try:

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from mnist_lightning import Augmentation, InputError
+from mnist_lightning import Augmentation, InputError, PositionAugmentation
 
 STILL = {"rotate": 0.0, "scale": 0.0, "shear": 0.0, "shift": 0.0}
 
@@ -100,3 +100,52 @@ def test_draws_stay_in_their_ranges() -> None:
 def test_ranges_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"augment.{next(iter(wrong))}"):
         Augmentation(**wrong)
+
+
+def moved(augmentation: PositionAugmentation, pos: list[list[float]], *uniform: float) -> Tensor:
+    """Where a graph's nodes go with these random numbers."""
+    numbers = (torch.tensor([uniform]), torch.zeros(len(pos), 2))
+    batch = torch.zeros(len(pos), dtype=torch.long)
+    return augmentation(torch.ones(len(pos), 2), torch.tensor(pos), batch, numbers)[1]
+
+
+def test_positions_turn_about_the_middle_as_images_do() -> None:
+    turn = PositionAugmentation(rotate=90, scale=0, shear=0, shift=0)
+    torch.testing.assert_close(moved(turn, [[0.5, 0.5]], 0.7, 0, 0, 0, 0, 0), torch.tensor([[0.5, 0.5]]))
+    (row, column), before = moved(turn, [[0.5, 0.8]], 1, 0, 0, 0, 0, 0)[0].tolist(), (0.5, 0.8)
+    assert math.hypot(row - 0.5, column - 0.5) == pytest.approx(before[1] - before[0])
+    assert column == pytest.approx(0.5, abs=1e-6)
+
+
+def test_positions_grow_lean_and_shift_as_far_as_drawn() -> None:
+    grow = PositionAugmentation(rotate=0, scale=0.2, shear=0, shift=0)
+    torch.testing.assert_close(moved(grow, [[0.5, 1.0]], 0, 1, 0, 0, 0, 0), torch.tensor([[0.5, 1.1]]))
+    lean = PositionAugmentation(rotate=0, scale=0, shear=0.3, shift=0)
+    torch.testing.assert_close(moved(lean, [[1.0, 0.5]], 0, 0, 1, 0, 0, 0), torch.tensor([[1.0, 0.65]]))
+    shift = PositionAugmentation(rotate=0, scale=0, shear=0, shift=0.1)
+    torch.testing.assert_close(moved(shift, [[0.5, 0.5]], 0, 0, 0, 1, -1, 0), torch.tensor([[0.6, 0.4]]))
+
+
+def test_each_graph_has_its_own_map_and_each_node_its_own_jitter() -> None:
+    augmentation = PositionAugmentation(jitter=0.01)
+    batch = torch.arange(2).repeat_interleave(1000)
+    pos = torch.full((2000, 2), 0.5)
+    x, places = augmentation(torch.ones(2000, 2), pos, batch, augmentation.draw(2, 2000, Generator().manual_seed(0)))
+    first, second = places.split(1000)
+    assert (first.mean(0) - second.mean(0)).abs().max() > 0.01
+    torch.testing.assert_close(first.std(0), torch.tensor([0.01, 0.01]), atol=0.001, rtol=0)
+    assert len(x[:, 0].unique()) == 2
+    assert (x[:, 1] == 1).all()
+
+
+def test_positions_without_ranges_stay() -> None:
+    still = PositionAugmentation(**STILL, jitter=0, intensity=0)
+    x, pos, batch = torch.rand(9, 2), torch.rand(9, 2), torch.zeros(9, dtype=torch.long)
+    new = still(x, pos, batch, still.draw(1, 9, Generator().manual_seed(0)))
+    torch.testing.assert_close(new, (x, pos))
+
+
+@pytest.mark.parametrize("wrong", [{"rotate": -1}, {"jitter": math.inf}, {"intensity": math.nan}, {"scale": 1.0}])
+def test_ranges_of_positions_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"augment.{next(iter(wrong))}"):
+        PositionAugmentation(**wrong)

@@ -1,0 +1,1 @@
+"""Why trained models say what they say."""

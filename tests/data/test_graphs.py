@@ -1,0 +1,168 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch_geometric.data import Batch, Data
+
+from mnist_lightning import MNISTDataModule, MNISTSuperpixelsDataModule, PositionAugmentation
+from mnist_lightning.data.graphs import batch_of
+from mnist_lightning.data.superpixels import SuperpixelGraphs
+
+
+def module(**options: Any) -> MNISTSuperpixelsDataModule:
+    data = MNISTSuperpixelsDataModule(**{"source": "digits", "batch_size": 64, **options})
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def epoch(data: MNISTSuperpixelsDataModule, number: int) -> list[Batch]:
+    """What a bare loop sees in one epoch."""
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+    return [data.on_after_batch_transfer(batch, 0) for batch in loader]
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return all(
+        torch.equal(a[key], b[key])
+        for a, b in zip(first, second, strict=True)
+        for key in ("x", "pos", "edge_index", "y")
+    )
+
+
+def one_by_one(graphs: SuperpixelGraphs, rows: Tensor, labels: Tensor) -> list[Data]:
+    """The same graphs as PyG's users make them: an object each."""
+    result = []
+    for row, label in zip(rows.tolist(), labels, strict=True):
+        nodes = slice(*graphs.node_ptr[row : row + 2].tolist())
+        edges = slice(*graphs.edge_ptr[row : row + 2].tolist())
+        result.append(
+            Data(
+                x=graphs.x[nodes],
+                edge_index=graphs.edges[:, edges].long(),
+                y=label,
+                pos=graphs.pos[nodes],
+                segments=graphs.segments[row : row + 1],
+            )
+        )
+    return result
+
+
+def assert_same_batch(ours: Batch, theirs: Batch) -> None:
+    assert sorted(ours.keys()) == sorted(theirs.keys())
+    for key in theirs.keys():  # noqa: SIM118 - no mapping
+        assert torch.equal(ours[key], theirs[key]), key
+        assert ours[key].dtype == theirs[key].dtype
+    assert ours.num_graphs == theirs.num_graphs
+    for name in ("_slice_dict", "_inc_dict"):
+        mine, yours = getattr(ours, name), getattr(theirs, name)
+        assert mine.keys() == yours.keys()
+        assert all(torch.equal(mine[key], yours[key]) for key in yours)
+
+
+def test_a_batch_is_to_the_bit_what_pyg_makes_of_the_same_graphs(graphs: MNISTSuperpixelsDataModule) -> None:
+    rows, labels = torch.tensor([5, 1000, 0, 5, 1796]), torch.arange(5)
+    ours = batch_of(graphs.graphs, rows, labels)
+    assert_same_batch(ours, Batch.from_data_list(one_by_one(graphs.graphs, rows, labels)))
+    again = ours.to_data_list()
+    assert torch.equal(again[1].edge_index, one_by_one(graphs.graphs, rows, labels)[1].edge_index)
+
+
+def test_graphs_of_different_sizes_in_one_batch() -> None:
+    # Two graphs, of 3 nodes and 2 edges and of 2 nodes and 1 edge.
+    graphs = SuperpixelGraphs(
+        x=torch.rand(5, 2),
+        pos=torch.rand(5, 2),
+        edges=torch.tensor([[0, 1, 1], [1, 2, 0]], dtype=torch.uint8),
+        node_ptr=torch.tensor([0, 3, 5]),
+        edge_ptr=torch.tensor([0, 2, 3]),
+        segments=torch.zeros(2, 28, 28, dtype=torch.uint8),
+    )
+    rows, labels = torch.tensor([1, 0, 1]), torch.tensor([7, 8, 9])
+    ours = batch_of(graphs, rows, labels)
+    assert ours.batch.tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert ours.edge_index.tolist() == [[1, 2, 3, 6], [0, 3, 4, 5]]
+    assert_same_batch(ours, Batch.from_data_list(one_by_one(graphs, rows, labels)))
+
+
+def test_the_splits_are_those_of_the_images(graphs: MNISTSuperpixelsDataModule, digits: MNISTDataModule) -> None:
+    for split in ("train", "val", "test"):
+        images, labels = digits.images_and_labels(split)
+        batches = list(graphs.batches(split))
+        assert torch.equal(torch.cat([batch.y for batch in batches]), labels)
+        painted = [
+            batch.x[:, 0][batch.segments[g].long() + batch.ptr[g]] for batch in batches for g in range(batch.num_graphs)
+        ]
+        # Superpixels follow the digit: its mean intensity is theirs, and they are like it.
+        torch.testing.assert_close(torch.stack(painted).mean((1, 2)), images.float().mean((1, 2)) / 255)
+        assert (torch.stack(painted) - images / 255).square().mean() < 0.02
+
+
+def test_a_stratified_split_takes_the_same_file() -> None:
+    data = module(stratify=True, val_size=0.2)
+    (batch, *_) = data.batches("val")
+    image, label = (part[0] for part in data.images_and_labels("val"))
+    painted = batch.x[:, 0][batch.segments[0].long()]
+    torch.testing.assert_close(painted.mean(), image.float().mean() / 255)
+    assert batch.y[0] == label
+
+
+def test_every_graph_is_trained_on_once_an_epoch_in_a_new_order() -> None:
+    data = module()
+    first, second = epoch(data, 0), epoch(data, 1)
+    assert sum(batch.num_graphs for batch in first) == 1317
+    assert not same(first, second)
+    intensities = [torch.cat([batch.x[:, 0] for batch in batches]).sort().values for batches in (first, second)]
+    assert torch.equal(*intensities)
+
+
+def test_seed_and_epoch_decide_order_and_augmentation() -> None:
+    augment = PositionAugmentation()
+    first, again, other = (epoch(module(augment=augment, seed=seed), 5) for seed in (3, 3, 4))
+    assert same(first, again)
+    assert not same(first, other)
+    assert not same(first, epoch(module(augment=augment, seed=3), 6))
+
+
+def test_workers_change_nothing() -> None:
+    assert same(*(epoch(module(augment=PositionAugmentation(), num_workers=n), 2) for n in (0, 2)))
+
+
+def test_only_training_graphs_are_distorted_and_only_their_nodes() -> None:
+    plain, distorted = module(), module(augment=PositionAugmentation())
+    for a, b in zip(epoch(plain, 0), epoch(distorted, 0), strict=True):
+        assert not torch.isclose(a.pos, b.pos).all(dim=1).any()
+        assert torch.equal(a.edge_index, b.edge_index)
+        assert torch.equal(a.x[:, 1], b.x[:, 1])
+    for split in ("val", "test"):
+        assert same(list(plain.batches(split)), list(distorted.batches(split)))
+
+
+def test_augmenting_leaves_the_store_as_it_is() -> None:
+    data = module(augment=PositionAugmentation())
+    before = data.graphs.pos.clone()
+    epoch(data, 0)
+    assert torch.equal(data.graphs.pos, before)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_evaluation_without_repeating_any(world_size: int) -> None:
+    data = module()
+    seen = []
+    for rank in range(world_size):
+        data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)  # type: ignore[assignment]
+        seen.append(torch.cat([raw.batch.y for raw in data.test_dataloader()]))
+    labels = data.images_and_labels("test")[1]
+    for rank, shard in enumerate(seen):
+        assert torch.equal(shard, labels[rank::world_size])
+
+
+def test_pinned_and_moved_like_any_batch(graphs: MNISTSuperpixelsDataModule) -> None:
+    loader: DataLoader[Any] = graphs.val_dataloader()
+    moved = graphs.transfer_batch_to_device(next(iter(loader)), torch.device("meta"), 0)
+    assert moved.batch.x.device.type == "meta"
+    assert moved.batch.segments.device.type == "meta"

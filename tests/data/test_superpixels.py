@@ -1,0 +1,175 @@
+"""Superpixels: true to the image, true to their neighbours, safe on disk."""
+
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import label as connected_parts
+from torch import Tensor
+
+from mnist_lightning.data import superpixels
+from mnist_lightning.data.sources import read
+from mnist_lightning.data.superpixels import (
+    NODES,
+    SuperpixelGraphs,
+    joined,
+    nearest_neighbors,
+    read_graphs,
+    segment,
+    stored_graphs,
+    superpixel_graphs,
+)
+from mnist_lightning.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return read("digits", train=False)[0][:40]
+
+
+@pytest.fixture(scope="module")
+def graphs(images: Tensor) -> SuperpixelGraphs:
+    return superpixel_graphs(images)
+
+
+def test_superpixels_partition_the_image_into_connected_parts(images: Tensor) -> None:
+    for image in images.numpy():
+        segments = segment(image)
+        assert segments.shape == (28, 28)
+        numbers = np.unique(segments)
+        assert numbers.tolist() == list(range(len(numbers)))
+        assert 40 <= len(numbers) <= NODES
+        for number in numbers:
+            assert connected_parts(segments == number)[1] == 1
+
+
+@pytest.mark.parametrize("nodes", [20, 75, 255])
+@pytest.mark.parametrize("value", [0, 255])
+def test_images_without_anything_to_see(nodes: int, value: int) -> None:
+    assert segment(np.full((28, 28), value, np.uint8), nodes).max() < nodes
+
+
+def test_the_number_of_superpixels_can_be_chosen(images: Tensor) -> None:
+    few, many = (segment(images[0].numpy(), nodes).max() + 1 for nodes in (30, 200))
+    assert few <= 30 < many <= 200
+
+
+def test_node_features_are_those_of_their_pixels(images: Tensor, graphs: SuperpixelGraphs) -> None:
+    for g, image in enumerate(images):
+        first, last = graphs.node_ptr[g : g + 2].tolist()
+        assert graphs.segments[g].max() == last - first - 1
+        assert graphs.x[first:last, 1].sum() == pytest.approx(1)
+        for node in range(last - first):
+            rows, columns = (graphs.segments[g] == node).nonzero(as_tuple=True)
+            assert graphs.x[first + node, 0] == pytest.approx(
+                image[rows, columns].float().mean().item() / 255, abs=1e-6
+            )
+            assert graphs.x[first + node, 1] == pytest.approx(len(rows) / 784)
+            centre = ((rows.float().mean() + 0.5) / 28, (columns.float().mean() + 0.5) / 28)
+            torch.testing.assert_close(graphs.pos[first + node], torch.stack(centre))
+
+
+def test_neighbors_are_those_of_brute_force(graphs: SuperpixelGraphs) -> None:
+    for g in range(len(graphs)):
+        pos = graphs.pos[graphs.node_ptr[g] : graphs.node_ptr[g + 1]].double()
+        edges = graphs.edges[:, graphs.edge_ptr[g] : graphs.edge_ptr[g + 1]].long()
+        for node in range(len(pos)):
+            distances = [((pos[node] - other) ** 2).sum().item() for other in pos]
+            others = sorted(set(range(len(pos))) - {node}, key=lambda other: distances[other])
+            found = edges[0, edges[1] == node].tolist()
+            assert len(set(found)) == 8
+            assert node not in found
+            # The nearest is there: a widely used builder of these graphs drops it.
+            assert sorted(distances[i] for i in found) == pytest.approx([distances[i] for i in others[:8]], abs=1e-7)
+
+
+def test_equally_near_nodes_are_taken_in_their_order() -> None:
+    corners = torch.tensor([[[0.5, 0.5], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]])
+    assert nearest_neighbors(corners, torch.tensor([5]), 4)[0, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_too_few_superpixels_for_the_neighbors(images: Tensor) -> None:
+    with pytest.raises(InputError, match="image 0 has 4 superpixels, too few for 8 neighbours"):
+        superpixel_graphs(images[:1], nodes=4)
+
+
+def test_graphs_do_not_depend_on_their_company(images: Tensor, graphs: SuperpixelGraphs) -> None:
+    parts = joined([superpixel_graphs(part) for part in images.split(7)])
+    for name, whole in vars(graphs).items():
+        assert torch.equal(getattr(parts, name), whole), name
+
+
+def test_a_file_is_made_once_and_mapped_later(images: Tensor, graphs: SuperpixelGraphs, tmp_path: Path) -> None:
+    path = stored_graphs("digits", images, [tmp_path / "superpixels"])
+    for name, column in vars(read_graphs(path)).items():
+        assert torch.equal(column, getattr(graphs, name)), name
+    made = path.stat().st_mtime_ns
+    assert stored_graphs("digits", images, [tmp_path / "superpixels"]) == path
+    assert path.stat().st_mtime_ns == made
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_other_images_have_another_file(images: Tensor, tmp_path: Path) -> None:
+    paths = {stored_graphs("digits", part, [tmp_path]) for part in (images[:9], images[:9].flip(2))}
+    assert len(paths) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "a bit flipped", "something else"])
+def test_a_damaged_file_is_noticed_and_made_anew(damage: str, images: Tensor, tmp_path: Path) -> None:
+    path = stored_graphs("digits", images[:9], [tmp_path])
+    whole = path.read_bytes()
+    at = len(whole) // 2
+    path.write_bytes(
+        {
+            "truncated": whole[:at],
+            "empty": b"",
+            "a bit flipped": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],
+            "something else": b"not a file of graphs",
+        }[damage]
+    )
+    with pytest.warns(UserWarning, match="damaged; the superpixel graphs are built anew"):
+        assert stored_graphs("digits", images[:9], [tmp_path]) == path
+    assert torch.equal(read_graphs(path).x, superpixel_graphs(images[:9]).x)
+
+
+def test_where_the_root_is_for_reading_only_another_folder_is_taken(images: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # no folder can be made in it, not even by root
+    path = stored_graphs("digits", images[:9], [tmp_path / "file" / "superpixels", tmp_path / "mine"])
+    assert path.parent == tmp_path / "mine"
+    with pytest.raises(InputError, match=r"cannot be written to .*superpixels: no permission"):
+        stored_graphs("digits", images[:9], [tmp_path / "file" / "superpixels"])
+
+
+def test_without_building_an_absent_file_is_an_error(images: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there are no superpixel graphs digits-"):
+        stored_graphs("digits", images[:9], [tmp_path], build=False)
+
+
+def _store(images: Tensor, folder: Path) -> None:
+    stored_graphs("digits", images, [folder])
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_leave_one_good_file(images: Tensor, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_store, args=(images[:9], tmp_path)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    (path,) = tmp_path.iterdir()
+    assert torch.equal(read_graphs(path).x, superpixel_graphs(images[:9]).x)
+
+
+def test_in_many_chunks_by_many_processes(
+    images: Tensor, graphs: SuperpixelGraphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(superpixels, "_CHUNK", 15)
+    stored = read_graphs(stored_graphs("digits", images, [tmp_path]))
+    assert torch.equal(stored.segments, graphs.segments)
+    assert torch.equal(stored.edges, graphs.edges)
+    shutil.rmtree(tmp_path)
