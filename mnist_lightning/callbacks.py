@@ -163,7 +163,9 @@ class TensorBoardFigures(Callback):
         logger.experiment.add_custom_scalars({"training": charts})
         example = pl_module.example_input_array
         if example is not None:  # not by Lightning's log_graph, which would draw it again for the test
+            compiled, pl_module._compiled_call_impl = pl_module._compiled_call_impl, None  # cannot be traced
             logger.experiment.add_graph(pl_module, move_data_to_device(example, pl_module.device))
+            pl_module._compiled_call_impl = compiled
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws what the model has right and wrong."""

@@ -10,8 +10,9 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from torch import nn
 
-from mnist_lightning import load, models
+from mnist_lightning import LeNet5, load, models
 from mnist_lightning.cli import main
 from mnist_lightning.evaluation.predictions import load_predictions
 
@@ -126,6 +127,14 @@ def test_figures_and_graph(events: EventAccumulator) -> None:
         image = events.Images(tag)[0]
         assert image.encoded_image_string.startswith(b"\x89PNG")
         assert image.width > 500
+    assert b"Conv2d[c1]" in events.Graph().SerializeToString()
+
+
+def test_a_compiled_model_leaves_its_graph_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All of torch.compile but the C++ compiler, which takes a minute.
+    monkeypatch.setattr(LeNet5, "compile", lambda self: nn.Module.compile(self, backend="aot_eager"))
+    fit("--model", "LeNet5", "--model.compile", "true", *SHORT)
+    events = EventAccumulator("lightning_logs/lenet5/version_0").Reload()
     assert b"Conv2d[c1]" in events.Graph().SerializeToString()
 
 
