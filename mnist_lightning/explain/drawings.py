@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from mnist_lightning.explain.connectivity import Connectivity
 
 FOR, AGAINST, BORDER = "#2166ac", "#d95f02", "#5aa9e6"
+EVIDENCE = LinearSegmentedColormap.from_list("evidence", [AGAINST, "#f7f7f7", FOR])
 _EXTENT = (0, 28, 28, 0)  # pixel (row, column) covers the square from (column, row): the y axis points down
 
 
@@ -90,7 +92,7 @@ def draw_evidence(axes: Axes, found: Connectivity, digit: int, limit: float) -> 
     """
     _frame(axes, f"evidence for {digit}: logit {found.logits[digit]:.1f}")
     values = _painted(found.node_evidence[:, digit], found.segments)
-    image = axes.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, extent=_EXTENT)
+    image = axes.imshow(values, cmap=EVIDENCE, vmin=-limit, vmax=limit, extent=_EXTENT)
     axes.add_collection(LineCollection(_borders(found.segments), colors="#00000030", linewidths=0.5))
     return image
 

@@ -66,8 +66,7 @@ class DenseNet(Classifier):
         for index, count in enumerate(blocks):
             if index > 0:  # a transition
                 kept = int(width * compression)
-                layers += [nn.BatchNorm2d(width), nn.ReLU(), conv(width, kept, 1)]
-                layers.append(nn.AvgPool2d(2, ceil_mode=True))  # 7x7 to 4x4: no row of the image is lost
+                layers += [nn.BatchNorm2d(width), nn.ReLU(), conv(width, kept, 1), nn.AvgPool2d(2)]
                 width = kept
             for _ in range(count):
                 layers.append(DenseLayer(width, growth_rate))
