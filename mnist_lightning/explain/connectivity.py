@@ -104,7 +104,7 @@ def connectivity(
     x, edge_index, pos = (part.to(model.device) for part in (graph.x, graph.edges.long(), graph.pos))
     with torch.no_grad():
         embeddings = model.embeddings(x, edge_index, pos)
-        evidence = model.evidence(embeddings[-1])
+        evidence = model.evidence(x, embeddings[-1])
         logits = model(x, edge_index, pos)[0]
     target = int(logits.argmax()) if target is None else target
     importance = edge_importance(model, x, edge_index, pos, target, method)

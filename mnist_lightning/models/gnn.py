@@ -13,8 +13,9 @@ from mnist_lightning.errors import InputError
 class GNN(Classifier):
     """Rounds of message passing between superpixels, pooled and read out linearly.
 
-    The readout has no hidden layer, so that what each node adds to each logit is known exactly (`evidence`). Every
-    round is a graph convolution, batch norm and ReLU, with a residual connection.
+    Every round is a graph convolution, batch norm and ReLU, with a residual connection. The readout has no hidden layer
+    and no bias, so that what each node adds to each logit is known exactly (`evidence`); and a node is heard as loud as
+    it has ink, so that background, which can only speak through its neighbours, is no evidence.
 
     Args:
         width: Channels of a node.
@@ -49,7 +50,7 @@ class GNN(Classifier):
         self.convs = nn.ModuleList(convolution(conv, width) for _ in range(depth))
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(depth))
         self.pooling = pooling
-        self.output = nn.Linear(width * len(pooling.split("+")), CLASSES)
+        self.output = nn.Linear(width * len(pooling.split("+")), CLASSES, bias=False)
         nodes, edges = torch.full((3, 2), 0.5), torch.tensor([[1, 2, 0], [0, 1, 2]])
         self.example_input_array = (nodes, edges, nodes, torch.zeros(3, dtype=torch.long))
 
@@ -71,7 +72,9 @@ class GNN(Classifier):
         Returns:
             float [B, 10].
         """
-        return self.readout(self.embeddings(x, edge_index, pos)[-1], batch)
+        voices, graph = self._voices(x, self.embeddings(x, edge_index, pos)[-1]), _graph(x, batch)
+        logits: Tensor = self.output(torch.cat(list(self._pooled(voices, graph).values()), dim=1))
+        return logits
 
     def embeddings(self, x: Tensor, edge_index: Tensor, pos: Tensor) -> list[Tensor]:
         """The nodes' values [N, width], before the first round of message passing and after each."""
@@ -90,51 +93,50 @@ class GNN(Classifier):
         """Intensity, share and position [N, 4] with about zero mean and unit variance."""
         return torch.stack([(x[:, 0] - 0.13) / 0.3, (x[:, 1] * 75 - 1) * 4, *((pos - 0.5) * 4).unbind(dim=1)], dim=1)
 
-    def readout(self, h: Tensor, batch: Tensor | None = None) -> Tensor:
-        """Pools the nodes' values [N, width] of each graph and maps them to logits [B, 10]."""
-        h = h.to(self.output.weight)  # sums of 75 numbers need more than bfloat16's 8 bits
-        logits: Tensor = self.output(torch.cat(list(self._pooled(h, _graph(h, batch)).values()), dim=1))
-        return logits
-
-    def evidence(self, h: Tensor, batch: Tensor | None = None) -> Tensor:
+    def evidence(self, x: Tensor, h: Tensor, batch: Tensor | None = None) -> Tensor:
         """What each node adds to each logit, given its value after the last round.
 
         Mean pooling gives each node its share; max pooling gives a channel's value to the node that has the highest, in
-        equal parts if there are several. The bias is everybody's.
+        equal parts if there are several.
 
         Args:
+            x: float [N, 2], as in `forward`.
             h: float [N, width], the last of `embeddings`.
             batch: int64 [N], sorted, each node's graph; one graph, if not given.
 
         Returns:
             float [N, 10]; its sums over the nodes of a graph are the graph's logits.
         """
-        h, graph = h.to(self.output.weight), _graph(h, batch)
-        size = graph.bincount()[graph].unsqueeze(1)
+        voices, graph = self._voices(x, h), _graph(x, batch)
         parts = []
-        for pooling, pooled in self._pooled(h, graph).items():
+        for pooling, pooled in self._pooled(voices, graph).items():
             if pooling == "mean":
-                parts.append(h / size)
+                parts.append(voices / graph.bincount()[graph].unsqueeze(1))
             else:
-                highest = (h == pooled[graph]).float()
-                parts.append(highest * h / torch.zeros_like(pooled).index_add(0, graph, highest)[graph])
-        return torch.cat(parts, dim=1) @ self.output.weight.t() + self.output.bias / size
+                highest = (voices == pooled[graph]).float()
+                parts.append(highest * voices / torch.zeros_like(pooled).index_add(0, graph, highest)[graph])
+        evidence: Tensor = self.output(torch.cat(parts, dim=1))
+        return evidence
 
-    def _pooled(self, h: Tensor, graph: Tensor) -> dict[str, Tensor]:
+    def _voices(self, x: Tensor, h: Tensor) -> Tensor:
+        """The nodes' values, as loud as their intensity; sums of 75 need more than bfloat16's 8 bits."""
+        return x[:, :1] * h.to(self.output.weight)
+
+    def _pooled(self, voices: Tensor, graph: Tensor) -> dict[str, Tensor]:
         """The graphs' values [B, width] by each kind of pooling."""
-        empty = h.new_zeros(int(graph[-1]) + 1, h.shape[1])
+        empty = voices.new_zeros(int(graph[-1]) + 1, voices.shape[1])
         pooled = {}
         for pooling in self.pooling.split("+"):
             if pooling == "mean":
-                pooled[pooling] = empty.index_add(0, graph, h) / graph.bincount(minlength=len(empty)).unsqueeze(1)
+                pooled[pooling] = empty.index_add(0, graph, voices) / graph.bincount(minlength=len(empty)).unsqueeze(1)
             else:
-                index = graph.unsqueeze(1).expand_as(h)
-                pooled[pooling] = empty.scatter_reduce(0, index, h, "amax", include_self=False)
+                index = graph.unsqueeze(1).expand_as(voices)
+                pooled[pooling] = empty.scatter_reduce(0, index, voices, "amax", include_self=False)
         return pooled
 
 
-def _graph(h: Tensor, batch: Tensor | None) -> Tensor:
-    return torch.zeros(len(h), dtype=torch.long, device=h.device) if batch is None else batch
+def _graph(x: Tensor, batch: Tensor | None) -> Tensor:
+    return torch.zeros(len(x), dtype=torch.long, device=x.device) if batch is None else batch
 
 
 def _regular(edge_index: Tensor, nodes: int) -> Tensor | None:

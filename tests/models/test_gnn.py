@@ -22,10 +22,21 @@ def inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("pooling", ["mean", "max", "mean+max"])
 def test_the_nodes_evidence_adds_up_to_the_logits(conv: str, pooling: str, batch: Batch) -> None:
     model = GNN(width=16, depth=2, conv=conv, pooling=pooling).eval()  # type: ignore[arg-type]
-    evidence = model.evidence(model.embeddings(*inputs(batch)[:3])[-1], batch.batch)
+    evidence = model.evidence(batch.x, model.embeddings(*inputs(batch)[:3])[-1], batch.batch)
     assert evidence.shape == (len(batch.x), 10)
     summed = torch.zeros(batch.num_graphs, 10).index_add(0, batch.batch, evidence)
     torch.testing.assert_close(summed, model(*inputs(batch)), atol=1e-5, rtol=1e-5)
+
+
+def test_superpixels_without_ink_are_no_evidence_but_are_heard_through_others(batch: Batch) -> None:
+    model = GNN(width=16, depth=2).eval()
+    data = batch.get_example(0)
+    evidence = model.evidence(data.x, model.embeddings(data.x, data.edge_index, data.pos)[-1])
+    assert (evidence[data.x[:, 0] == 0] == 0).all()
+    assert (evidence[data.x[:, 0] > 0] != 0).any(dim=1).all()
+    blank = int((data.x[:, 0] == 0).nonzero()[data.edge_index[0].bincount()[data.x[:, 0] == 0].argmax()])
+    without = data.edge_index[:, data.edge_index[0] != blank]
+    assert not torch.allclose(model(data.x, without, data.pos), model(data.x, data.edge_index, data.pos))
 
 
 @pytest.mark.parametrize("conv", CONVS)
