@@ -2,7 +2,7 @@
 
 Run it again and it goes on where it was stopped: a config and seed that has its row is not run again.
 
-    python benchmarks/accuracy.py                                            # the five main configs, seeds 0, 1, 2
+    python benchmarks/accuracy.py                                            # the six main configs, seeds 0, 1, 2
     python benchmarks/accuracy.py --seeds 0 -- softmax larger_cnn densenet+mse    # or any others
 """
 
@@ -23,7 +23,7 @@ from rich.table import Table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
-MAIN = ("mlp", "lenet", "cnn", "resnet", "densenet")
+MAIN = ("mlp", "lenet", "cnn", "resnet", "densenet", "gnn")
 PUBLISHED = tuple(sorted(path.stem for path in (CONFIGS / "published").glob("*.yaml") if path.stem != "mse"))
 MSE = tuple(f"{name}+mse" for name in MAIN)
 

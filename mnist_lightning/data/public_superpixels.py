@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mnist_lightning.data.sources import data_root
-from mnist_lightning.data.superpixels import SuperpixelGraphs, joined, mapped, stored
+from mnist_lightning.data.store import mapped, stored
+from mnist_lightning.data.superpixels import SuperpixelGraphs, joined
 from mnist_lightning.errors import InputError, SourceUnavailableError, one_line
 
 PUBLIC = "mnist_superpixels"

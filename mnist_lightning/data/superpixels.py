@@ -5,19 +5,15 @@ neighbours by position. Which pixels belong to which node is kept, so that what 
 the digit.
 """
 
-import contextlib
 import os
 import re
-import tempfile
-import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -25,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
-from mnist_lightning.errors import InputError, one_line
-from mnist_lightning.files import replacing
+from mnist_lightning.data.store import mapped, stored
+from mnist_lightning.errors import InputError
 
 NODES = 75  # at the most; the number that the literature on superpixel graphs of MNIST has settled on
 NEIGHBORS = 8
@@ -220,15 +216,6 @@ def read_graphs(path: Path) -> SuperpixelGraphs:
     return SuperpixelGraphs(**mapped(path))
 
 
-def mapped(path: Path) -> dict[str, Tensor]:
-    """Opens a file of `stored`, as `read_graphs` does."""
-    try:
-        columns: dict[str, Tensor] = torch.load(path, mmap=True, weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
-        raise InputError(f"{path} holds no superpixel graphs that can be read: {one_line(error)}") from error
-    return columns
-
-
 def stored_graphs(name: str, images: Tensor, folders: Sequence[Path], build: bool = True) -> Path:
     """The file with the graphs of some images; where there is none, or a damaged one, it is made.
 
@@ -247,52 +234,6 @@ def stored_graphs(name: str, images: Tensor, folders: Sequence[Path], build: boo
     name_of_file = re.sub(r"[^a-z0-9_]+", "-", name.lower())
     file = f"{name_of_file}-{zlib.crc32(images.numpy().data, zlib.crc32(parameters)):08x}.pt"
     return stored(file, folders, (lambda: vars(_build(name, images))) if build else None)
-
-
-def stored(file: str, folders: Sequence[Path], build: Callable[[], dict[str, Tensor]] | None) -> Path:
-    """The file of this name; made by `build` where there is none, or a damaged one.
-
-    Args:
-        file: Its name, which tells it from files of other graphs.
-        folders: Where it may lie. It is written to the first folder that can be written to.
-        build: Makes what is to be in it; if None, the file must be there, and is not checked.
-
-    Raises:
-        InputError: If no folder can be written to, or there is no file and no `build`.
-    """
-    for folder in folders:
-        path = folder / file
-        if path.is_file() and (build is None or _sound(path)):
-            return path
-    if build is None:
-        raise InputError(
-            f"there are no superpixel graphs {file} in {' or '.join(map(str, folders))}: prepare_data first"
-        )
-    path = _writable(folders) / file
-    with replacing(path) as temporary:
-        torch.save(build(), temporary)
-    return path
-
-
-def _sound(path: Path) -> bool:
-    """Whether a file is what was written: torch's files are zip archives, with a checksum for every tensor."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sound = archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, OSError):
-        sound = False
-    if not sound:
-        rank_zero_warn(f"{path} is damaged; the superpixel graphs are built anew", category=UserWarning)
-    return sound
-
-
-def _writable(folders: Sequence[Path]) -> Path:
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-    raise InputError(f"the superpixel graphs cannot be written to {' or '.join(map(str, folders))}: no permission")
 
 
 def _build(name: str, images: Tensor) -> SuperpixelGraphs:

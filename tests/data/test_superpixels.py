@@ -130,7 +130,7 @@ def test_a_damaged_file_is_noticed_and_made_anew(damage: str, images: Tensor, tm
             "something else": b"not a file of graphs",
         }[damage]
     )
-    with pytest.warns(UserWarning, match="damaged; the superpixel graphs are built anew"):
+    with pytest.warns(UserWarning, match="is damaged and made anew"):
         assert stored_graphs("digits", images[:9], [tmp_path]) == path
     assert torch.equal(read_graphs(path).x, superpixel_graphs(images[:9]).x)
 
@@ -139,12 +139,12 @@ def test_where_the_root_is_for_reading_only_another_folder_is_taken(images: Tens
     (tmp_path / "file").touch()  # no folder can be made in it, not even by root
     path = stored_graphs("digits", images[:9], [tmp_path / "file" / "superpixels", tmp_path / "mine"])
     assert path.parent == tmp_path / "mine"
-    with pytest.raises(InputError, match=r"cannot be written to .*superpixels: no permission"):
+    with pytest.raises(InputError, match=r"nothing can be written to .*superpixels: no permission"):
         stored_graphs("digits", images[:9], [tmp_path / "file" / "superpixels"])
 
 
 def test_without_building_an_absent_file_is_an_error(images: Tensor, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there are no superpixel graphs digits-"):
+    with pytest.raises(InputError, match="there is no digits-"):
         stored_graphs("digits", images[:9], [tmp_path], build=False)
 
 
