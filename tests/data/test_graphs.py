@@ -128,6 +128,7 @@ def test_seed_and_epoch_decide_order_and_augmentation() -> None:
     assert not same(first, epoch(module(augment=augment, seed=3), 6))
 
 
+@pytest.mark.slow
 def test_workers_change_nothing() -> None:
     assert same(*(epoch(module(augment=PositionAugmentation(), num_workers=n), 2) for n in (0, 2)))
 

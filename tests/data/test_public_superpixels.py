@@ -71,6 +71,7 @@ def test_the_painted_digits_are_like_the_real_ones(parts: list[list[dict[str, Te
     assert torch.corrcoef(torch.stack([images.flatten(), real.flatten()]).float())[0, 1] > 0.85
 
 
+@pytest.mark.slow
 def test_a_gnn_trains_on_them(parts: list[list[dict[str, Tensor]]], capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data.source=mnist_superpixels", f"--data.root={ROOT}", "--data.val_size=8", "--data.batch_size=16"]
     main(["fit", "--config=gnn", *options, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"])

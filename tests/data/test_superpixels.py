@@ -165,6 +165,7 @@ def test_two_processes_at_once_leave_one_good_file(images: Tensor, tmp_path: Pat
     assert torch.equal(read_graphs(path).x, superpixel_graphs(images[:9]).x)
 
 
+@pytest.mark.slow
 def test_in_many_chunks_by_many_processes(
     images: Tensor, graphs: SuperpixelGraphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

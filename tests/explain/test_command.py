@@ -62,7 +62,7 @@ def test_several_digits_and_one_of_each_class(folder: Path) -> None:
     assert [digit["label"] for digit in page("connectivity.html")["digits"]] == list(range(10))
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+@pytest.mark.parametrize("suffix", [".png", *(pytest.param(s, marks=pytest.mark.slow) for s in (".svg", ".pdf"))])
 def test_as_a_picture(suffix: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["connectivity", str(folder), "--index", "7", "--output", f"seven{suffix}"])
     assert f"seven{suffix}" in capsys.readouterr().out

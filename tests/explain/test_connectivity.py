@@ -1,37 +1,36 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch_geometric.explain import DummyExplainer
 
-from mnist_lightning import GNN, InputError, MNISTSuperpixelsDataModule
+from mnist_lightning import GNN, InputError, MNISTDataModule, MNISTSuperpixelsDataModule
 from mnist_lightning.explain.connectivity import Connectivity, connectivity, edge_importance
 
 
 @pytest.fixture(scope="module")
-def model() -> GNN:
+def model(data_root: Path) -> GNN:
     """A GNN that has learned something, so that its reasons are reasons."""
     torch.manual_seed(0)
-    data = MNISTSuperpixelsDataModule(source="digits", batch_size=64)
+    data = MNISTSuperpixelsDataModule(source="digits", root=str(data_root), batch_size=64)
     data.prepare_data()
     data.setup("fit")
     model = GNN(width=16, depth=2)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(2):
-        for batch in data.batches("train"):
-            loss = model.loss(model(batch.x, batch.edge_index, batch.pos, batch.batch), batch.y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    for batch in data.batches("train"):
+        loss = model.loss(model(batch.x, batch.edge_index, batch.pos, batch.batch), batch.y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     model.zero_grad()
     return model.eval()
 
 
 @pytest.fixture
-def image(digits) -> Tensor:  # type: ignore[no-untyped-def]
-    image: Tensor = digits.images_and_labels("test")[0][7]
-    return image
+def image(digits: MNISTDataModule) -> Tensor:
+    return digits.images_and_labels("test")[0][7]
 
 
 @pytest.fixture
@@ -84,6 +83,7 @@ def test_the_edges_importance_can_be_about_any_class(model: GNN, image: Tensor) 
     assert not torch.allclose(*about)
 
 
+@pytest.mark.slow
 def test_pygs_algorithms(model: GNN, image: Tensor) -> None:
     mask = connectivity(model, image, method="gnn_explainer").edge_importance
     assert mask.shape == (connectivity(model, image).edge_index.shape[1],)
