@@ -6,13 +6,12 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
 from torch import nn
 
 from mnist_lightning.classifier import Classifier
@@ -21,6 +20,9 @@ from mnist_lightning.evaluation.metrics import Metrics, metrics
 from mnist_lightning.evaluation.predictions import predict, save_predictions
 from mnist_lightning.files import write_whole
 from mnist_lightning.models import GNN
+
+if TYPE_CHECKING:  # drawing is imported when there is something to draw
+    from matplotlib.figure import Figure
 
 _PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "numpy")
 
@@ -199,7 +201,7 @@ class TensorBoardFigures(Callback):
         logger.log_hyperparams(hyper_parameters, _final_metrics(trainer), step)
 
 
-def _connectivity_of_each_class(model: GNN, data: MNISTDataModule) -> Figure:
+def _connectivity_of_each_class(model: GNN, data: MNISTDataModule) -> "Figure":
     """Why the model says what it says of the first test digit of each class."""
     from mnist_lightning.explain.connectivity import connectivity
     from mnist_lightning.explain.drawings import connectivity_sheet
