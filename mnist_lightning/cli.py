@@ -25,7 +25,6 @@ from mnist_lightning import models
 from mnist_lightning.callbacks import ReproducibleEpochs, RunFiles, TensorBoardFigures
 from mnist_lightning.checkpoint import find_checkpoint, read_checkpoint
 from mnist_lightning.classifier import Classifier
-from mnist_lightning.data.augment import Augmentation, PositionAugmentation
 from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError, one_line, plain_words
@@ -100,12 +99,8 @@ class _Parser(LightningArgumentParser):
     """Says in one line what is wrong with the arguments."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        model_options = {name for cls in _models().values() for name in inspect.signature(cls).parameters}
-        shared = (Classifier, MNISTDataModule, Augmentation, PositionAugmentation)
-        shared_options = {name for cls in shared for name in inspect.signature(cls).parameters}
-        trainer_options = {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
-        own_options = {action.dest for action in self._actions}
-        options = model_options | shared_options | trainer_options | own_options
+        own = {action.dest for action in self._actions}  # a model's or a data module's: each has its parser
+        options = own | {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
         data_modules = [MNISTDataModule.__name__, MNISTSuperpixelsDataModule.__name__]
         classes = data_modules if message.startswith('Parser key "data"') else _models()
         raise InputError(plain_words(message, options, classes)) from ex

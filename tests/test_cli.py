@@ -198,7 +198,7 @@ def test_data_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         (["fit"], "fit.model"),
         (["fit", "--model", "ResNett"], "unknown model ResNett; there are CNN, DenseNet, GNN, LeNet5, MLP, ResNet"),
         (["fit", "--model", "torch.nn.Linear"], "model: Import path does not correspond to a subclass of Classifier"),
-        (["fit", "--model", "MLP", "--model.widhts", "3"], "unknown option model.widhts; did you mean widths?"),
+        (["fit", "--model", "MLP", "--model.widht", "3"], "unknown option model.widht; did you mean widths?"),
         (["fit", "--model", "MLP", "--model.lr", "fast"], "model.lr is 'fast', expected a float"),
         (["fit", "--model", "MLP", "--model.lr", "-1"], "lr is -1"),
         (["fit", "--model", "MLP", "--model.loss", "hinge"], "model.loss is 'hinge', expected one of"),
