@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
+from torch import Tensor, nn
 
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule, mixed_seed
@@ -42,6 +43,22 @@ class ReproducibleEpochs(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's hook."""
         torch.manual_seed(mixed_seed(self.seed, trainer.current_epoch, trainer.global_rank))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`: of the epochs with the highest validation accuracy, the last.
+
+    A few thousand images often give several epochs the same accuracy. Lightning keeps the first of them; where the
+    learning rate falls to the end, the last is trained better.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(monitor="val/acc", mode="max", filename="best", enable_version_counter=False)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Lightning's hook: an epoch as good as the best is taken as better."""
+        equal = current is not None and current == self.best_model_score
+        return super().check_monitor_top_k(trainer, current) or trainer.strategy.reduce_boolean_decision(bool(equal))
 
 
 class RunFiles(Callback):

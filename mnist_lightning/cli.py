@@ -22,7 +22,7 @@ from rich.console import Console
 
 import mnist_lightning
 from mnist_lightning import models
-from mnist_lightning.callbacks import ReproducibleEpochs, RunFiles, TensorBoardFigures
+from mnist_lightning.callbacks import BestCheckpoint, ReproducibleEpochs, RunFiles, TensorBoardFigures
 from mnist_lightning.checkpoint import find_checkpoint, read_checkpoint
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
@@ -217,7 +217,7 @@ class CLI(LightningCLI):
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
             self.run_files = RunFiles(self._get(self.config_init, "experiment"), seed)
             callbacks += [ReproducibleEpochs(seed), self.run_files, TensorBoardFigures()]
-            self.best = ModelCheckpoint(monitor="val/acc", mode="max", filename="best", enable_version_counter=False)
+            self.best = BestCheckpoint()
             if trainer["enable_checkpointing"] is not False:
                 callbacks += [self.best, ModelCheckpoint(filename="last", enable_version_counter=False)]
         if trainer["logger"] in (None, True):

@@ -75,8 +75,18 @@ def test_summary(folder: Path) -> None:
 def test_the_tested_checkpoint_is_the_one_with_the_best_validation(folder: Path, events: EventAccumulator) -> None:
     accuracies = [event.value for event in events.Scalars("val/acc")]
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["best_epoch"] == accuracies.index(max(accuracies))
+    assert accuracies[summary["best_epoch"]] == max(accuracies)
     assert summary["val"]["accuracy"] == pytest.approx(max(accuracies))
+
+
+def test_of_equally_good_epochs_the_last_is_chosen(tmp_path: Path) -> None:
+    fit("--config", "lenet", "--trainer.max_epochs", "3", "--data.val_size", "1", "--model.lr", "0.00001")
+    run = tmp_path / "lightning_logs" / "lenet" / "version_0"
+    events = EventAccumulator(str(run)).Reload()
+    accuracies = [event.value for event in events.Scalars("val/acc")]
+    assert accuracies.count(max(accuracies)) > 1
+    last = len(accuracies) - 1 - accuracies[::-1].index(max(accuracies))
+    assert json.loads((run / "summary.json").read_text())["best_epoch"] == last
 
 
 def test_the_stored_logits_are_the_models(folder: Path, digits: Any) -> None:
