@@ -10,13 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from mnist_lightning.cli import main
+
 pytestmark = pytest.mark.slow
 
-# Dropout and augmentation, so that all sources of randomness take part.
+# Dropout and augmentation, so that all sources of randomness take part; epochs that a kill can meet the middle of.
+DIGITS = ["--data.source=digits", "--data.batch_size=16", "--trainer.enable_progress_bar=false"]
 FIT = [
     "fit",
     "--model=CNN",
@@ -24,36 +28,67 @@ FIT = [
     "--model.dropout=0.3",
     "--model.lr=0.003",
     "--model.schedule=onecycle",
-    "--data.source=digits",
     "--data.augment={elastic: 0.5}",
-    "--trainer.max_epochs=6",
-    "--trainer.enable_progress_bar=false",
+    "--trainer.max_epochs=4",
+    *DIGITS,
 ]
-GNN = ["fit", "--config=gnn", "--model.width=8", "--data.source=digits", "--trainer.max_epochs=4", FIT[-1]]
+GNN = ["fit", "--config=gnn", "--model.width=8", "--trainer.max_epochs=4", *DIGITS]
 DDP = ["--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--trainer.devices=2"]
 Run = Callable[..., str]
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
 
-def weights(experiment: str, name: str = "last") -> dict[str, torch.Tensor]:
-    path = Path("lightning_logs", experiment, "version_0", "checkpoints", f"{name}.ckpt")
-    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
-    return state
+def trained(tmp_path_factory: pytest.TempPathFactory, *args: str) -> Path:
+    """The run of an uninterrupted training in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        main([*args, "--experiment=whole"])
+        return Path("lightning_logs/whole/version_0").absolute()
 
 
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+@pytest.fixture(scope="module")
+def cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory, *FIT)
 
 
-def summary(experiment: str) -> dict[str, object]:
-    content: dict[str, object] = json.loads(Path("lightning_logs", experiment, "version_0", "summary.json").read_text())
+@pytest.fixture(scope="module")
+def gnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNIST_LIGHTNING_DATA", str(tmp_path_factory.mktemp("superpixels")))
+        return trained(tmp_path_factory, *GNN)
+
+
+@pytest.fixture(scope="module")
+def cnn_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "mnist_lightning", *FIT, *DDP, "--experiment=two"]
+    subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    assert [path.name for path in (folder / "lightning_logs/two").iterdir()] == ["version_0"]
+    return folder / "lightning_logs/two/version_0"
+
+
+def run_folder(experiment: str) -> Path:
+    return Path("lightning_logs", experiment, "version_0")
+
+
+def same_weights(first: Path, second: Path, name: str = "last") -> bool:
+    one, two = (
+        torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"] for run in (first, second)
+    )
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def summary(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "summary.json").read_text())
     return content
 
 
-def kill_in_epoch(spawn: Spawn, epoch: int, *args: str) -> None:
+def kill_in_epoch(spawn: Spawn, epoch: int, *args: str, **environment: str) -> None:
     """Starts a training and ends it and all its children with SIGKILL in the middle of an epoch."""
-    process = spawn(*args)
-    last = Path("lightning_logs", "killed", "version_0", "checkpoints", "last.ckpt")
+    process = spawn(*args, **environment)
+    last = run_folder("killed") / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -67,42 +102,44 @@ def kill_in_epoch(spawn: Spawn, epoch: int, *args: str) -> None:
     process.communicate()
 
 
-def test_the_same_command_twice_gives_the_same_weights(run: Run) -> None:
-    for experiment in ("first", "second"):
-        run(*FIT, f"--experiment={experiment}")
-    assert same(weights("first"), weights("second"))
-    run(*FIT, "--experiment=other", "--seed_everything=1")
-    assert not same(weights("first"), weights("other"))
+def test_the_same_command_twice_gives_the_same_weights(cnn: Path, run: Run) -> None:
+    run(*FIT, "--experiment=again", OMP_NUM_THREADS=str(torch.get_num_threads()))
+    assert same_weights(cnn, run_folder("again"))
+    main([*FIT, "--experiment=other", "--seed_everything=1"])
+    assert not same_weights(cnn, run_folder("other"))
 
 
-@pytest.mark.parametrize(
-    # Long epochs, so that the kill meets the middle of one.
-    "args",
-    [[*FIT, "--data.batch_size=4"], [*FIT, *DDP, "--data.batch_size=4"], [*GNN, "--data.batch_size=16"]],
-    ids=["one process", "two processes", "GNN"],
-)
-def test_killed_and_resumed_gives_the_same_weights(args: list[str], run: Run, spawn: Spawn) -> None:
-    run(*args, "--experiment=whole")
-    kill_in_epoch(spawn, 3, *args, "--experiment=killed")
-    assert not Path("lightning_logs/killed/version_0/summary.json").exists()
-    run(*args, "--experiment=killed", "--ckpt_path=lightning_logs/killed/version_0/checkpoints/last.ckpt")
+@pytest.mark.parametrize(("whole", "args"), [("cnn", FIT), ("cnn_by_two", [*FIT, *DDP]), ("gnn", GNN)])
+def test_killed_and_resumed_gives_the_same_weights(
+    whole: str, args: list[str], request: pytest.FixtureRequest, run: Run, spawn: Spawn
+) -> None:
+    expected: Path = request.getfixturevalue(whole)
+    args, killed = [*args, "--experiment=killed"], run_folder("killed")
+    threads = "1" if whole == "cnn_by_two" else str(torch.get_num_threads())
+    kill_in_epoch(spawn, 2, *args, OMP_NUM_THREADS=threads)
+    assert not (killed / "summary.json").exists()
+    resume = [*args, f"--ckpt_path={killed}/checkpoints/last.ckpt"]
+    if whole == "cnn_by_two":
+        run(*resume)
+    else:
+        main(resume)
     for name in ("last", "best"):
-        assert same(weights("whole", name), weights("killed", name))
-    whole, resumed = summary("whole"), summary("killed")
+        assert same_weights(expected, killed, name)
     for key in ("train", "val", "test", "best_epoch", "epochs", "steps"):
-        assert whole[key] == resumed[key]
+        assert summary(expected)[key] == summary(killed)[key]
 
 
-@pytest.mark.parametrize("fit", [FIT, GNN], ids=["CNN", "GNN"])
-def test_two_processes_test_as_one_does_and_leave_one_folder(fit: list[str], run: Run) -> None:
-    run(*fit, *DDP, "--experiment=two")
-    assert [path.name for path in Path("lightning_logs/two").iterdir()] == ["version_0"]
-    two = run("test", "--ckpt_path=lightning_logs/two/version_0", *DDP)
-    one = run("test", "--ckpt_path=lightning_logs/two/version_0", "--trainer.devices=1", "--trainer.strategy=auto")
+@pytest.mark.parametrize("whole", ["cnn", "gnn"])
+def test_two_processes_test_as_one_does(
+    whole: str, request: pytest.FixtureRequest, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = f"--ckpt_path={request.getfixturevalue(whole)}"
+    capsys.readouterr()
+    main(["test", checkpoint])
     table = re.compile(r"│ .*│")
-    assert table.findall(two) == table.findall(one)
+    one, two = capsys.readouterr().out, run("test", checkpoint, *DDP)
+    assert table.findall(one) == table.findall(two)
     assert "360" in one
-    assert sum(summary("two")["test"]["support"]) == 360  # type: ignore[index]
 
 
 def free_port() -> int:
@@ -112,8 +149,7 @@ def free_port() -> int:
         return port
 
 
-def test_two_nodes_train_as_one_node_of_two_processes_does(run: Run, spawn: Spawn) -> None:
-    run(*FIT, *DDP, "--experiment=one_node")
+def test_two_nodes_train_as_one_node_of_two_processes_does(cnn_by_two: Path, spawn: Spawn) -> None:
     port = str(free_port())
     nodes = [
         spawn(
@@ -132,12 +168,12 @@ def test_two_nodes_train_as_one_node_of_two_processes_does(run: Run, spawn: Spaw
     outputs = [node.communicate()[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert [path.name for path in Path("lightning_logs/two_nodes").iterdir()] == ["version_0"]
-    assert same(weights("one_node"), weights("two_nodes"))
-    assert summary("one_node")["test"] == summary("two_nodes")["test"]
+    assert same_weights(cnn_by_two, run_folder("two_nodes"))
+    assert summary(cnn_by_two)["test"] == summary(run_folder("two_nodes"))["test"]
+    assert sum(summary(cnn_by_two)["test"]["support"]) == 360
 
 
-def test_torchrun(run: Run, tmp_path: Path) -> None:
-    run(*FIT, *DDP, "--experiment=lightning")
+def test_torchrun(cnn_by_two: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     subprocess.run([*launch, "-m", "mnist_lightning", *FIT, *DDP, "--experiment=torchrun"], check=True, cwd=tmp_path)
-    assert same(weights("lightning"), weights("torchrun"))
+    assert same_weights(cnn_by_two, run_folder("torchrun"))
