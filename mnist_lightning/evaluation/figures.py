@@ -51,14 +51,18 @@ def digit_sheet(images: Tensor, captions: Sequence[str], title: str) -> Figure:
         title: Stands above the sheet.
     """
     rows = max(1, -(-len(images) // 5))
-    figure = Figure(figsize=(8, 0.5 + 1.9 * rows), layout="constrained")
+    width, height = 1.6, 1.9  # inches a digit has, caption included
+    figure = Figure(figsize=(5 * width, rows * height + 0.5))
     figure.suptitle(title)
-    axes = figure.subplots(rows, 5, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
-    for ax, image, caption in zip(axes, images, captions, strict=False):
-        ax.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
-        ax.set_title(caption, fontsize=9)
+    # One pair of axes, in inches, for the whole sheet: a pair for each digit takes matplotlib a second.
+    top = rows * height
+    axes = figure.add_axes((0, 0, 1, top / (top + 0.5)), xlim=(0, 5 * width), ylim=(top, 0))
+    axes.set_axis_off()
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, bottom = index % 5 * width + 0.1, (index // 5 + 1) * height - 0.1
+        extent = (left, left + 1.4, bottom, bottom - 1.4)
+        axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        axes.text(left + 0.7, bottom - 1.44, caption, fontsize=9, ha="center", va="bottom")
     return figure
 
 
