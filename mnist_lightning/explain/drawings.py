@@ -24,15 +24,19 @@ def connectivity_sheet(found: Sequence[Connectivity], share: float = 0.25) -> Fi
         found: The explanations.
         share: How many of the edges are drawn, the strongest.
     """
-    figure = Figure(figsize=(15.5, 3.5 * len(found)), layout="constrained")
-    for row, one in zip(figure.subplots(len(found), 5, squeeze=False), found, strict=True):
+    height = 3.4 * len(found)
+    figure = Figure(figsize=(16, height))
+    # Fixed margins: a layout that measures itself takes matplotlib two seconds for ten digits.
+    margins = {"left": 0.01, "right": 0.95, "top": 1 - 0.35 / height, "bottom": 0.05 / height}
+    grid = {**margins, "wspace": 0.06, "hspace": 0.14, "width_ratios": [1, 1, 1, 1, 1, 0.05]}
+    for row, one in zip(figure.subplots(len(found), 6, squeeze=False, gridspec_kw=grid), found, strict=True):
         draw_digit(row[0], one)
         draw_superpixels(row[1], one)
         draw_graph(row[2], one, share)
         limit = float(one.node_evidence[:, [one.predicted, one.runner_up]].abs().max())
         for axes, digit in ((row[3], one.predicted), (row[4], one.runner_up)):
             image = draw_evidence(axes, one, digit, limit)
-        figure.colorbar(image, ax=row[4], label="evidence", shrink=0.8)
+        figure.colorbar(image, cax=row[5], label="evidence")
     return figure
 
 
