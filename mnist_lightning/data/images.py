@@ -68,7 +68,7 @@ class WholeBatches(Dataset[RawBatch]):
             seed = mixed_seed(self.seed, self.epoch, indices[0])
             drawn = self.augmentation.draw(len(indices), torch.Generator().manual_seed(seed))
         index = torch.tensor(indices)
-        return RawBatch(self.images[index], self.labels[index], drawn)
+        return RawBatch(self.images.index_select(0, index), self.labels.index_select(0, index), drawn)
 
 
 class EpochSampler(DistributedSampler[int]):
