@@ -68,7 +68,7 @@ def bare(name: str, data: MNISTDataModule, epochs: int, steps: int) -> float:
         for index in torch.randperm(len(labels)).split(BATCH)[:steps]:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(images[index].unsqueeze(1).float().div_(255))
-            loss = F.cross_entropy(logits.float(), labels[index])
+            loss = F.cross_entropy(logits.float(), labels[index], label_smoothing=h["label_smoothing"])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

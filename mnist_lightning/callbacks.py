@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
@@ -43,6 +43,25 @@ class ReproducibleEpochs(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's hook."""
         torch.manual_seed(mixed_seed(self.seed, trainer.current_epoch, trainer.global_rank))
+
+
+class CalmProgressBar(RichProgressBar):
+    """Follows the training twice a second.
+
+    Lightning's follows every step and is drawn ten times a second, which takes milliseconds of a core that the step
+    needs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=2)
+        self._due = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Lightning's hook."""
+        now = time.monotonic()
+        if now >= self._due or trainer.is_last_batch:
+            self._due = now + 0.5
+            super().on_train_batch_end(trainer, *args, **kwargs)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -88,7 +88,7 @@ class Classifier(LightningModule, ABC):
         self.predictions: dict[str, tuple[Tensor, Tensor]] = {}
         self.example_input_array = torch.zeros(1, 1, 28, 28)
         self._collected: list[tuple[Tensor, Tensor]] = []
-        self._since_logged: list[tuple[Tensor, Tensor, int]] = []  # loss, correct answers, images of each step
+        self._since_logged: list[tuple[Tensor, Tensor]] = []  # logits and labels of each step
 
     def setup(self, stage: str) -> None:
         """Compiles, where that was asked for."""
@@ -135,20 +135,14 @@ class Classifier(LightningModule, ABC):
         return F.mse_loss(logits.softmax(dim=1), target)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One step; keeps what there is to log and logs it now and then, because logging is not free."""
+        """One step; keeps its logits and logs now and then, because metrics are not free."""
         inputs, labels = self.unpack(batch)
         logits = self(*inputs)
-        smoothing = self.hparams["label_smoothing"]
-        loss = self.loss(logits, labels, smoothing)
-        detached = logits.detach()
-        # Without the smoothing, so that curves of train and validation, and of all runs, can be compared.
-        plain = self.loss(detached, labels) if smoothing else loss.detach()
-        correct = (detached.argmax(dim=1) == labels).sum()
-        self._since_logged.append((plain, correct, len(labels)))
+        self._since_logged.append((logits.detach(), labels))
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:
             self._log_training()
-        return loss
+        return self.loss(logits, labels, self.hparams["label_smoothing"])
 
     def on_train_epoch_end(self) -> None:
         """Logs what the epoch's last steps have left."""
@@ -156,22 +150,20 @@ class Classifier(LightningModule, ABC):
             self._log_training()
 
     def _log_training(self) -> None:
-        losses, correct, sizes = zip(*self._since_logged, strict=True)
+        steps = self._since_logged.copy()
         self._since_logged.clear()
-        stacked = torch.stack(losses)
-        finite = stacked.isfinite().tolist()
-        if not all(finite):
-            # training_step is called before the step is counted, on_train_epoch_end after it.
-            last = self.trainer.fit_loop.epoch_loop.total_batch_idx
-            self._stop_on_non_finite(stacked, last - len(losses) + 1 + finite.index(False))
-        weights = torch.tensor(sizes, device=stacked.device)
-        loss = (stacked * weights).sum() / weights.sum()
-        accuracy = torch.stack(correct).sum() / weights.sum()
+        logits, labels = (torch.cat(parts) for parts in zip(*steps, strict=True))
+        # Without label smoothing, so that curves of train and validation, and of all runs, can be compared.
+        loss, accuracy = self.loss(logits, labels), (logits.argmax(dim=1) == labels).float().mean()
+        if not loss.isfinite():
+            self._stop_on_non_finite([float(self.loss(*step)) for step in steps])
         self.log_dict({"train/loss": loss, "train/acc": accuracy}, prog_bar=True, sync_dist=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
-    def _stop_on_non_finite(self, losses: Tensor, step: int) -> None:
-        value = losses[~losses.isfinite()][0].item()
+    def _stop_on_non_finite(self, losses: list[float]) -> None:
+        index, value = next((index, loss) for index, loss in enumerate(losses) if not math.isfinite(loss))
+        # training_step is called before the step is counted, on_train_epoch_end after it.
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx - len(losses) + 1 + index
         raise NonFiniteLossError(
             f"the training loss became {value} at step {step} (epoch {self.current_epoch}). Try a lower learning "
             f"rate (--model.lr is {self.hparams['lr']}), --trainer.gradient_clip_val 1, or --trainer.precision 32"

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -22,7 +22,7 @@ from rich.console import Console
 
 import mnist_lightning
 from mnist_lightning import models
-from mnist_lightning.callbacks import BestCheckpoint, ReproducibleEpochs, RunFiles, TensorBoardFigures
+from mnist_lightning.callbacks import BestCheckpoint, CalmProgressBar, ReproducibleEpochs, RunFiles, TensorBoardFigures
 from mnist_lightning.checkpoint import find_checkpoint, read_checkpoint
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
@@ -214,8 +214,7 @@ class CLI(LightningCLI):
         given = trainer["callbacks"] or []
         callbacks: list[Callback] = []
         if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
-            # Drawing the bar takes milliseconds of a core that the step needs: twice a second is smooth enough.
-            callbacks.append(RichProgressBar(refresh_rate=2))
+            callbacks.append(CalmProgressBar())
         if self.subcommand == "fit":
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
             self.run_files = RunFiles(self._get(self.config_init, "experiment"), seed)
