@@ -27,15 +27,23 @@ PUBLISHED = tuple(sorted(path.stem for path in (CONFIGS / "published").glob("*.y
 MSE = tuple(f"{name}+mse" for name in MAIN)
 
 
-def train(config: str, seed: int) -> dict[str, Any]:
-    """Runs a config (`a+b` is config a changed by config b) and gives back its row; the run's folder stays."""
+def train(config: str, seed: int, *options: str, name: str | None = None) -> dict[str, Any]:
+    """Runs a config (`a+b` is config a changed by config b) and gives back its row; the run's folder stays.
+
+    Args:
+        config: Its name.
+        seed: The training's seed.
+        *options: More arguments of `fit`.
+        name: What to call the run, if not like its config.
+    """
+    name = name or config
     names = [argument for name in config.split("+") for argument in ("--config", name)]
     command = [sys.executable, "-m", "mnist_lightning", "fit", *names, "--data.fallback", "null"]
-    subprocess.run([*command, "--seed_everything", str(seed), "--experiment", config], check=True)
-    paths = Path("lightning_logs", config).glob("version_*/summary.json")
+    subprocess.run([*command, "--seed_everything", str(seed), "--experiment", name, *options], check=True)
+    paths = Path("lightning_logs", name).glob("version_*/summary.json")
     summary = json.loads(max(paths, key=lambda path: path.stat().st_mtime).read_text())
     return {
-        "config": config,
+        "config": name,
         "seed": seed,
         "model": summary["model"],
         "source": summary["source"],
@@ -85,6 +93,16 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def add(path: Path, row: dict[str, Any]) -> None:
+    """Adds a row to a CSV file."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
 def main() -> None:
     """Trains what is missing and shows the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,13 +116,7 @@ def main() -> None:
         for config in arguments.configs:
             if (config, seed) in done:
                 continue
-            row = train(config, seed)
-            new = not arguments.output.exists()
-            with arguments.output.open("a", newline="") as file:
-                writer = csv.DictWriter(file, row)
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            add(arguments.output, train(config, seed))
     Console().print(table(read(arguments.output)))
 
 

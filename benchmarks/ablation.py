@@ -1,0 +1,41 @@
+"""What each part of the GNN is worth: `configs/gnn.yaml` with one part changed, few epochs, one CSV row a run.
+
+Goes on where it was stopped.
+
+    python benchmarks/ablation.py              # writes results/ablation.csv, about half an hour on two cores
+"""
+
+import argparse
+from pathlib import Path
+
+from accuracy import add, read, table, train
+from rich.console import Console
+
+RESULTS = Path(__file__).parent / "results" / "ablation.csv"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "gnn": (),
+    "no augmentation": ("--data.augment", "null"),
+    "mean pooling only": ("--model.pooling", "mean"),
+    "max pooling only": ("--model.pooling", "max"),
+    **{f"conv {name}": ("--model.conv", name) for name in ("gcn", "gin", "gat", "gatedgcn")},
+}
+
+
+def main() -> None:
+    """Trains what is missing and shows the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    done = {(row["config"], int(row["seed"])) for row in read(arguments.output)} if arguments.output.exists() else set()
+    for seed in arguments.seeds:
+        for name, options in VARIANTS.items():
+            if (name, seed) not in done:
+                epochs = ("--trainer.max_epochs", str(arguments.epochs))
+                add(arguments.output, train("gnn", seed, *epochs, *options, name=name))
+    Console().print(table(read(arguments.output)))
+
+
+if __name__ == "__main__":
+    main()
