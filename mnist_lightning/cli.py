@@ -6,6 +6,7 @@ import importlib
 import inspect
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -34,7 +35,10 @@ from mnist_lightning.files import write_whole
 LOGS = "lightning_logs"
 
 # What can be done with checkpoints and runs: the function of each verb, imported when it is needed.
-VERBS = {"connectivity": "mnist_lightning.explain.command.write_connectivity"}
+VERBS = {
+    "compare": "mnist_lightning.evaluation.report.write_report",
+    "connectivity": "mnist_lightning.explain.command.write_connectivity",
+}
 
 # Lightning's advice on problems that this package does not have.
 _IRRELEVANT = (
@@ -114,12 +118,27 @@ def _run_verb(verb: str, args: list[str]) -> None:
     module, _, name = VERBS[verb].rpartition(".")
     function = getattr(importlib.import_module(module), name)
     parser = _Parser(prog=f"mnist-lightning {verb}", description=_summary(function))
-    parser.add_function_arguments(function, as_group=False, as_positional=True)
-    _print(function(**parser.parse_args(args).as_dict()))
+    parameters = inspect.signature(function).parameters.values()
+    several = [parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL]
+    flags = {parameter.name for parameter in parameters if parameter.default is False}
+    for name in several:  # jsonargparse leaves these out
+        parser.add_argument(name, nargs="*", default=[], help=_argument(function, name))
+    for name in flags:  # and wants a value for these
+        parser.add_argument(f"--{name}", action="store_true", help=_argument(function, name))
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*flags})
+    arguments = parser.parse_args(args).as_dict()
+    first = [value for name in several for value in arguments.pop(name)]
+    _print(function(*first, **arguments))
 
 
 def _summary(function: Any) -> str:
     return str(inspect.getdoc(function)).partition("\n\nArgs:")[0]
+
+
+def _argument(function: Any, name: str) -> str:
+    """What the docstring says of an argument."""
+    found = re.search(rf"^ *{name}: (.+)$", str(inspect.getdoc(function)), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _models() -> dict[str, type[Classifier]]:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from mnist_lightning.classifier import CLASSES
@@ -16,12 +18,28 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Figure:
         logits: [N, 10].
         labels: int64 [N].
     """
-    counts = torch.bincount(labels * CLASSES + logits.argmax(dim=1), minlength=CLASSES**2).view(CLASSES, CLASSES)
-    mistakes = counts.clone().fill_diagonal_(0)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
+    figure.colorbar(draw_confusion_matrix(axes, logits, labels), label="mistakes")
+    accuracy = (logits.argmax(dim=1) == labels).sum().item() / len(labels)
+    axes.set_title(f"{len(labels):,} digits, {100 * accuracy:.2f} % right")
+    return figure
+
+
+def draw_confusion_matrix(axes: Axes, logits: Tensor, labels: Tensor) -> AxesImage:
+    """The confusion matrix in a figure that has others.
+
+    Args:
+        axes: Where to draw.
+        logits: [N, 10].
+        labels: int64 [N].
+
+    Returns:
+        The drawn image, for a colour bar.
+    """
+    counts = torch.bincount(labels * CLASSES + logits.argmax(dim=1), minlength=CLASSES**2).view(CLASSES, CLASSES)
+    mistakes = counts.clone().fill_diagonal_(0)
     image = axes.imshow(mistakes.numpy(), cmap="Blues", vmin=0, vmax=max(1, int(mistakes.max())))
-    figure.colorbar(image, label="mistakes")
     for label in range(CLASSES):
         for predicted in range(CLASSES):
             count = int(counts[label, predicted])
@@ -37,9 +55,7 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Figure:
                 fontweight="bold" if label == predicted else "normal",
             )
     axes.set(xticks=range(CLASSES), yticks=range(CLASSES), xlabel="predicted", ylabel="label")
-    accuracy = counts.diagonal().sum().item() / counts.sum().item()
-    axes.set_title(f"{len(labels):,} digits, {100 * accuracy:.2f} % right")
-    return figure
+    return image
 
 
 def digit_sheet(images: Tensor, captions: Sequence[str], title: str) -> Figure:

@@ -131,7 +131,7 @@ def grouped(runs: Iterable[Run]) -> list[list[Run]]:
     for run in runs:
         groups.setdefault((run.test_set, run.settings), {})[int(run.summary["seed"])] = run
     by_seed = [[group[seed] for seed in sorted(group)] for group in groups.values()]
-    return sorted(by_seed, key=lambda group: -mean_of(group, "val", "accuracy"))
+    return sorted(by_seed, key=lambda group: -np.nan_to_num(mean_of(group, "val", "accuracy"), nan=-1.0))
 
 
 def mean_of(group: Sequence[Run], split: str, metric: str) -> float:

@@ -4,6 +4,7 @@ Everything here takes numbers and gives numbers; who compares runs puts them in 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 
 Correct = NDArray[np.bool_]
-Float = NDArray[np.float64]
+Float = NDArray[np.floating[Any]]
 
 
 def accuracy_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:

@@ -1,0 +1,223 @@
+"""Pictures of a comparison: curves, accuracies, calibration, confusions."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.special import softmax
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from mnist_lightning.classifier import CLASSES
+from mnist_lightning.evaluation.comparison import Comparison
+from mnist_lightning.evaluation.figures import digit_sheet, draw_confusion_matrix
+from mnist_lightning.evaluation.metrics import metrics
+from mnist_lightning.evaluation.runs import Run
+from mnist_lightning.evaluation.statistics import calibration_bins
+
+# Okabe and Ito's colours, which colour-blind people can tell apart; black is for text.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666")
+
+
+def colour(index: int) -> str:
+    """A model's colour, the same in all pictures."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def curves(comparison: Comparison) -> Figure:
+    """Loss and accuracy of training (dashed) and validation over the epochs; a line a run."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    for axes, quantity, label in zip(figure.subplots(1, 2), ("loss", "acc"), ("loss", "error %"), strict=True):
+        for index, group in enumerate(comparison.groups):
+            for run in group:
+                for split, style in (("train", "--"), ("val", "-")):
+                    epochs, values = _curve(run, f"{split}/{quantity}")
+                    values = values if quantity == "loss" else 100 * (1 - values)
+                    axes.plot(epochs, values, style, color=colour(index), linewidth=1.1, alpha=0.8)
+        axes.set(xlabel="epoch", ylabel=label, yscale="log")
+        axes.grid(alpha=0.3, which="both")
+    figure.suptitle("Training (dashed, on distorted images where they are) and validation")
+    _legend(figure, comparison)
+    return figure
+
+
+def _curve(run: Run, tag: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Epochs and values; means of what was logged inside an epoch. Empty where nothing was."""
+    if not run.folder.is_dir():  # an ensemble
+        return np.empty(0), np.empty(0)
+    events = EventAccumulator(str(run.folder), size_guidance={"images": 1, "tensors": 1}).Reload()
+    steps, epochs = run.summary.get("steps", 0), run.summary.get("epochs", 0)
+    if tag not in events.Tags()["scalars"] or not steps or not epochs:
+        return np.empty(0), np.empty(0)
+    points = events.Scalars(tag)
+    epoch = np.ceil([(point.step + 1) * epochs / steps for point in points]).clip(1, epochs)
+    values = np.array([point.value for point in points])
+    seen = np.unique(epoch)
+    return seen, np.array([values[epoch == e].mean() for e in seen])
+
+
+def accuracies(comparison: Comparison) -> Figure:
+    """Test accuracy with its 95 % interval, and each seed's."""
+    figure = Figure(figsize=(8, 1.2 + 0.42 * len(comparison.rows)), layout="constrained")
+    axes = figure.subplots()
+    for index, (row, group) in enumerate(zip(comparison.rows, comparison.groups, strict=True)):
+        axes.plot([100 * row.low, 100 * row.high], [index, index], color=colour(index), linewidth=2)
+        seeds = [100 * run.correct.mean() for run in group]
+        axes.plot(seeds, [index] * len(seeds), "o", color=colour(index), markersize=5, markerfacecolor="white")
+        axes.plot(100 * row.test_accuracy, index, "|", color=colour(index), markersize=14, markeredgewidth=2.5)
+    axes.set_yticks(range(len(comparison.rows)), [f"{row.name} (n = {row.seeds})" for row in comparison.rows])
+    axes.invert_yaxis()
+    axes.set(xlabel="test accuracy %")
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def costs(comparison: Comparison) -> Figure:
+    """Test accuracy against parameters and against seconds of training."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    for axes, quantity, label in zip(
+        figure.subplots(1, 2, sharey=True), ("parameters", "train_seconds"), ("parameters", "seconds"), strict=True
+    ):
+        for index, row in enumerate(comparison.rows):
+            cost, accuracy = getattr(row, quantity), 100 * row.test_accuracy
+            spread = [[accuracy - 100 * row.low], [100 * row.high - accuracy]]
+            axes.errorbar(cost, accuracy, yerr=spread, fmt="o", color=colour(index), capsize=3)
+        axes.set(xscale="log", xlabel=label)
+        axes.grid(alpha=0.3)
+        if quantity == "parameters":
+            axes.set_ylabel("test accuracy %")
+    _legend(figure, comparison)
+    return figure
+
+
+def confusions(comparison: Comparison) -> Figure:
+    """The confusion matrix of each model's chosen run."""
+    columns = min(3, len(comparison.chosen))
+    rows = -(-len(comparison.chosen) // columns)
+    figure = Figure(figsize=(4.4 * columns, 4.3 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(comparison.chosen) :]:
+        axes.set_axis_off()
+    for axes, row, run in zip(panels, comparison.rows, comparison.chosen, strict=False):
+        draw_confusion_matrix(axes, torch.from_numpy(run.logits), torch.from_numpy(run.labels))
+        axes.set_title(row.name)
+    return figure
+
+
+def f1_scores(comparison: Comparison) -> Figure:
+    """F1 of each digit, mean over the seeds."""
+    scores = [np.mean([_f1(run) for run in group], axis=0) for group in comparison.groups]
+    return _heat_map(100 * np.stack(scores), [row.name for row in comparison.rows], range(CLASSES), "F1 %", "{:.2f}")
+
+
+def _f1(run: Run) -> list[float]:
+    return metrics(torch.from_numpy(run.logits), torch.from_numpy(run.labels), loss=0.0).f1
+
+
+def agreement(comparison: Comparison) -> Figure:
+    """On how many of the images two models give the same answer."""
+    answers = [run.logits.argmax(axis=1) for run in comparison.chosen]
+    shares = np.array([[(one == other).mean() for other in answers] for one in answers])
+    names = [row.name for row in comparison.rows]
+    return _heat_map(100 * shares, names, names, "same answer, % of the images", "{:.2f}")
+
+
+def frequent_confusions(comparison: Comparison, count: int = 12) -> Figure:
+    """Which digit is most often taken for which, by model."""
+    counters = [Counter(_mistakes(run)) for run in comparison.chosen]
+    total: Counter[tuple[int, int]] = sum(counters, Counter())
+    most = [pair for pair, _ in total.most_common(count)]
+    values = np.array([[counter[pair] for pair in most] for counter in counters]).reshape(len(counters), len(most))
+    names = [f"{label} as {predicted}" for label, predicted in most]
+    return _heat_map(values, [row.name for row in comparison.rows], names, "mistakes", "{:.0f}")
+
+
+def _mistakes(run: Run) -> list[tuple[int, int]]:
+    wrong = ~run.correct
+    return list(zip(run.labels[wrong].tolist(), run.logits.argmax(axis=1)[wrong].tolist(), strict=True))
+
+
+def _heat_map(
+    values: NDArray[np.floating], rows: Sequence[object], columns: Sequence[object], label: str, form: str
+) -> Figure:
+    figure = Figure(figsize=(2.5 + 0.75 * max(4, len(columns)), 1.6 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="Blues", aspect="auto")
+    middle = (values.max() + values.min()) / 2 if values.size else 0
+    for (row, column), value in np.ndenumerate(values):
+        shade = "white" if value > middle else "black"
+        axes.text(column, row, form.format(value), ha="center", va="center", fontsize=8, color=shade)
+    axes.set_xticks(range(len(columns)), [str(c) for c in columns], rotation=0 if len(str(columns[0])) < 3 else 45)
+    axes.set_yticks(range(len(rows)), [str(row) for row in rows])
+    figure.colorbar(image, label=label)
+    return figure
+
+
+def reliability(comparison: Comparison) -> Figure:
+    """Accuracy against confidence, of bins with ten images or more; on the diagonal a model is as right as it says."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+    for index, run in enumerate(comparison.chosen):
+        share, confidence, accuracy = calibration_bins(run.logits, run.labels)
+        filled = share * len(run.labels) >= 10  # fewer say nothing about accuracy
+        axes.plot(confidence[filled], accuracy[filled], "o-", color=colour(index), markersize=4, linewidth=1.2)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal")
+    axes.grid(alpha=0.3)
+    _legend(figure, comparison)
+    return figure
+
+
+def shared_mistakes(comparison: Comparison, images: Tensor, count: int = 20) -> Figure:
+    """Digits that all models have wrong, those first that they are surest of.
+
+    Args:
+        comparison: Of at least one model.
+        images: uint8 [N, 28, 28], the test images.
+        count: How many at the most.
+    """
+    wrong = np.flatnonzero(np.logical_and.reduce([~run.correct for run in comparison.chosen]))
+    probabilities = np.mean([softmax(run.logits[wrong], axis=1) for run in comparison.chosen], axis=0)
+    order = np.argsort(-probabilities.max(axis=1), kind="stable")[:count]
+    labels = comparison.chosen[0].labels
+    captions = [
+        f"#{wrong[i]}, label {labels[wrong[i]]}\n{probabilities[i].argmax()} ({100 * probabilities[i].max():.0f} %)"
+        for i in order
+    ]
+    return digit_sheet(
+        images[torch.from_numpy(wrong[order])], captions, f"{len(wrong)} digits that all models have wrong"
+    )
+
+
+def lonely_mistakes(comparison: Comparison, images: Tensor, count: int = 20) -> Figure:
+    """Digits that only one model has wrong, those first that it is surest of.
+
+    Args:
+        comparison: Of at least two models.
+        images: uint8 [N, 28, 28], the test images.
+        count: How many at the most.
+    """
+    wrong = np.stack([~run.correct for run in comparison.chosen])
+    found = []
+    for image in np.flatnonzero(wrong.sum(axis=0) == 1).tolist():
+        model = int(wrong[:, image].argmax())
+        probabilities = softmax(comparison.chosen[model].logits[image])
+        found.append((float(probabilities.max()), image, model, int(probabilities.argmax())))
+    found.sort(reverse=True)
+    labels = comparison.chosen[0].labels
+    captions = [
+        f"#{image}, label {labels[image]}\n{comparison.rows[model].name}: {answer} ({100 * confidence:.0f} %)"
+        for confidence, image, model, answer in found[:count]
+    ]
+    chosen = torch.tensor([image for _, image, _, _ in found[:count]], dtype=torch.long)
+    return digit_sheet(images[chosen], captions, f"{len(found)} digits that only one model has wrong")
+
+
+def _legend(figure: Figure, comparison: Comparison) -> None:
+    handles = [figure.axes[0].plot([], [], color=colour(i), linewidth=3)[0] for i in range(len(comparison.rows))]
+    names = [row.name for row in comparison.rows]
+    figure.legend(handles, names, loc="outside right upper", fontsize=9, frameon=False)

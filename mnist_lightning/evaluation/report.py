@@ -1,0 +1,181 @@
+"""`mnist-lightning compare`: from folders of runs to a report."""
+
+import base64
+import warnings
+from collections.abc import Callable, Iterator
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from scipy.special import softmax
+
+from mnist_lightning.data.sources import read
+from mnist_lightning.errors import InputError
+from mnist_lightning.evaluation import comparison_figures as pictures
+from mnist_lightning.evaluation.comparison import (
+    COLUMNS,
+    Comparison,
+    Pair,
+    cells,
+    compare,
+    csv_text,
+    markdown,
+    rich_table,
+)
+from mnist_lightning.evaluation.runs import Run, read_runs
+from mnist_lightning.files import write_whole
+
+_PICTURES: dict[str, tuple[Callable[[Comparison], Figure], str]] = {
+    "curves": (pictures.curves, "Loss and error over the epochs, a line a run."),
+    "accuracies": (
+        pictures.accuracies,
+        "Bars are means, lines 95 % intervals over images and seeds, circles single seeds.",
+    ),
+    "costs": (pictures.costs, "What accuracy costs in memory and in time."),
+    "calibration": (
+        pictures.reliability,
+        "Below the diagonal a model is surer than it should be. Bins with fewer than ten images are left out.",
+    ),
+    "f1": (pictures.f1_scores, "F1 of each digit, mean over the seeds."),
+    "agreement": (pictures.agreement, "Models that make different mistakes are worth averaging."),
+    "frequent-confusions": (pictures.frequent_confusions, "What is most often taken for what."),
+    "confusions": (pictures.confusions, "Rows are labels, columns predictions; colours show mistakes only."),
+}
+
+
+def write_report(*runs: str, output: str = "report", ensemble: bool = False) -> Path:
+    """Compares runs: a table, statistics and pictures, as a page that needs no network.
+
+    Runs that differ in nothing but the seed are one model. Runs on different test sets are compared apart. Where a
+    picture or a test is of one run a model, it is of the run with the best validation accuracy.
+
+    Args:
+        runs: Runs, or folders with runs in them; by default lightning_logs.
+        output: Folder to write index.html, table.csv, table.md and the pictures to.
+        ensemble: Whether to add ensembles of the models: mean probability and majority vote of each one's best run.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: If there is no run to compare, or the folder cannot be made.
+    """
+    found, problems = read_runs([Path(run) for run in runs or ("lightning_logs",)])
+    if not found:
+        raise InputError(
+            f"there is no finished run in {', '.join(runs) or 'lightning_logs'}"
+            + "".join(f"; {p}" for p in problems[:1])
+        )
+    comparisons = compare(found)
+    if ensemble:
+        comparisons = compare([*found, *(run for c in comparisons for run in _ensembles(c))])
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240
+    for problem in problems:
+        console.print(f"left out: {problem}", highlight=False, soft_wrap=True)
+    body = ["<header><h1>Comparison</h1>", f"<p>{len(found)} runs.</p>", *_problem_lines(problems), "</header>"]
+    for number, comparison in enumerate(comparisons):
+        console.print(rich_table(comparison))
+        for pair in comparison.pairs:
+            console.print(f"  {pair.verdict} (p = {pair.p:.2g})", highlight=False, soft_wrap=True)
+        body += _section(comparison, folder, f"{comparison.source}-" if number else "")
+    write_whole(folder / "table.csv", csv_text(comparisons).encode())
+    write_whole(folder / "table.md", "\n".join(map(markdown, comparisons)).encode())
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    write_whole(folder / "index.html", template.replace("__BODY__", "\n".join(body)).encode())
+    return folder / "index.html"
+
+
+def _ensembles(comparison: Comparison) -> list[Run]:
+    """Of the runs that validation prefers: the test set has no say in who is in."""
+    members = comparison.chosen
+    if len(members) < 2:
+        return []
+    probabilities = np.mean([softmax(run.logits.astype(float), axis=1) for run in members], axis=0)
+    votes = np.mean([np.eye(10)[run.logits.argmax(axis=1)] for run in members], axis=0)
+    votes = (votes + 1e-3 * probabilities) / 1.001  # of equally many votes the mean probability decides
+    made = {"mean probability": probabilities, "majority vote": votes}
+    summary = {
+        "source": comparison.source,
+        "seed": 0,
+        "model": f"{len(members)} models",
+        **{
+            name: sum(run.summary.get(name, 0) for run in members)
+            for name in ("parameters", "size_kib", "train_seconds")
+        },
+    }
+    return [
+        Run(
+            Path(f"ensemble of {len(members)}: {name}"),
+            {**summary, "experiment": f"ensemble: {name}"},
+            np.log(values + 1e-12).astype(np.float32),
+            members[0].labels,
+            name,
+        )
+        for name, values in made.items()
+    ]
+
+
+def _problem_lines(problems: list[str]) -> list[str]:
+    return [f'<p class="problem">Left out: {escape(problem)}</p>' for problem in problems]
+
+
+def _section(comparison: Comparison, folder: Path, prefix: str) -> Iterator[str]:
+    """The HTML of one comparison; its pictures are written beside the page, too."""
+    yield f"<section><h2>{comparison.images:,} test images of {escape(comparison.source)}</h2>"
+    yield (
+        '<div class="scroll"><table><thead><tr>' + "".join(f"<th>{column}</th>" for column in COLUMNS) + "</tr></thead>"
+    )
+    for row in comparison.rows:
+        yield "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>"
+    yield "</table></div>"
+    yield "<p>Models that validation prefers come first. Accuracy: mean ± sample standard deviation over n seeds; its"
+    yield "interval is over other test images and other seeds (bootstrap), for n = 1 over images alone."
+    yield "Corrected labels: those ten of MNIST's that at least three of five people gave otherwise.</p>"
+    if comparison.pairs:
+        yield "<h2>Which is better?</h2>"
+        better = [pair for pair in comparison.pairs if pair.better]
+        same = [pair for pair in comparison.pairs if not pair.better]
+        yield from _verdicts(better)
+        yield f"<details><summary>{len(same)} pairs are not distinguishable</summary>"
+        yield from _verdicts(same)
+        yield "</details><p>Better: the 95 % interval of the difference has one sign, and McNemar's exact test,"
+        yield "adjusted for the number of pairs (Holm), finds p &lt; 0.05.</p>"
+    yield '<div class="pictures">'
+    for name, figure, caption in _drawn(comparison):
+        content = BytesIO()
+        figure.savefig(content, format="png", dpi=100)
+        write_whole(folder / f"{prefix}{name}.png", content.getvalue())
+        data = base64.b64encode(content.getvalue()).decode()
+        yield f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        yield f"<figcaption>{escape(caption)}</figcaption></figure>"
+    yield "</div></section>"
+
+
+def _verdicts(pairs: list[Pair]) -> Iterator[str]:
+    yield "<ul>"
+    for pair in pairs:
+        yield f"<li>{escape(pair.verdict)} (p = {pair.p:.2g})</li>"
+    yield "</ul>"
+
+
+def _drawn(comparison: Comparison) -> Iterator[tuple[str, Figure, str]]:
+    for name, (draw, caption) in _PICTURES.items():
+        yield name, draw(comparison), caption
+    try:
+        images, labels = read(comparison.source, train=False)
+    except InputError as error:
+        warnings.warn(f"no pictures of mistakes: {error}", stacklevel=2)
+        return
+    if not np.array_equal(labels.numpy(), comparison.chosen[0].labels):
+        warnings.warn(f"no pictures of mistakes: the {comparison.source} on disk has other labels", stacklevel=2)
+        return
+    yield "shared-mistakes", pictures.shared_mistakes(comparison, images), "Hard for everybody, or wrongly labelled."
+    if len(comparison.rows) > 1:
+        yield "lonely-mistakes", pictures.lonely_mistakes(comparison, images), "What one model has not learnt."

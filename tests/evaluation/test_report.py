@@ -1,0 +1,78 @@
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mnist_lightning.cli import main
+
+PICTURES = {"curves", "accuracies", "costs", "calibration", "f1", "agreement", "frequent-confusions", "confusions"}
+MISTAKES = {"shared-mistakes", "lonely-mistakes"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    short = ["--data.source=digits", "--trainer.limit_train_batches=5", "--trainer.enable_progress_bar=false"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        for model, seed in (("LeNet5", 0), ("LeNet5", 1), ("MLP", 0)):
+            main(["fit", f"--model={model}", f"--seed_everything={seed}", "--trainer.max_epochs=2", *short])
+    return root / "lightning_logs"
+
+
+@pytest.fixture
+def logs(trained: Path, tmp_path: Path) -> Path:
+    """A copy where the command looks."""
+    return Path(shutil.copytree(trained, tmp_path / "lightning_logs"))
+
+
+def test_a_report_of_what_lies_here(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare"])
+    printed = capsys.readouterr().out
+    assert "360 test images of digits" in printed
+    assert "lenet5" in printed
+    assert "n = 2 and 1" in printed or "n = 1 and 2" in printed
+    assert {path.stem for path in Path("report").glob("*.png")} == PICTURES | MISTAKES
+    for path in Path("report").glob("*.png"):
+        assert len(Image.open(path).convert("L").getcolors() or []) > 20  # there is something on it
+    page = Path("report/index.html").read_text()
+    assert page.count("data:image/png;base64,") == len(PICTURES | MISTAKES)
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)  # it needs nothing else
+    assert Path("report/table.csv").read_text().count("\n") == 3
+    assert "| lenet5 | 2 |" in Path("report/table.md").read_text()
+
+
+def test_a_damaged_run_is_named_and_left_out(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = logs / "mlp" / "version_0" / "summary.json"
+    summary.write_text(summary.read_text()[:-50])
+    main(["compare", "--output", "other"])
+    assert "left out: lightning_logs/mlp/version_0/summary.json is damaged" in capsys.readouterr().out
+    page = Path("other/index.html").read_text()
+    assert "Left out: lightning_logs/mlp/version_0/summary.json is damaged" in page
+    assert "lenet5" in page
+
+
+def test_ensembles(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", str(logs / "lenet5"), str(logs / "mlp"), "--ensemble"])
+    printed = capsys.readouterr().out
+    assert "ensemble: mean probability" in printed
+    assert "ensemble: majority vote" in printed
+
+
+def test_names_of_experiments_are_no_markup(logs: Path) -> None:
+    summary = logs / "mlp" / "version_0" / "summary.json"
+    summary.write_text(summary.read_text().replace('"experiment": "mlp"', '"experiment": "<script>alert(1)</script>"'))
+    main(["compare"])
+    page = Path("report/index.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_nothing_to_compare(fails: Callable[..., str], tmp_path: Path) -> None:
+    assert "there is no folder lightning_logs" in fails("compare")
+    Path("empty").mkdir()
+    assert "there is no finished run in empty" in fails("compare", "empty")
