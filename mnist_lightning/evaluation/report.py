@@ -4,7 +4,7 @@ import base64
 import warnings
 from collections.abc import Callable, Iterator
 from html import escape
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from mnist_lightning.evaluation.comparison import (
     markdown,
     rich_table,
 )
+from mnist_lightning.evaluation.metrics import Metrics, metrics_table
 from mnist_lightning.evaluation.runs import Run, read_runs
 from mnist_lightning.files import write_whole
 
@@ -48,6 +49,8 @@ _PICTURES: dict[str, tuple[Callable[[Comparison], Figure], str]] = {
 
 def write_report(*runs: str, output: str = "report", ensemble: bool = False) -> Path:
     """Compares runs: a table, statistics and pictures, as a page that needs no network.
+
+    Of a single run it gives precision, recall and F1 of every digit, as text, too (summary.txt).
 
     Runs that differ in nothing but the seed are one model. Runs on different test sets are compared apart. Where a
     picture or a test is of one run a model, it is of the run with the best validation accuracy.
@@ -85,11 +88,27 @@ def write_report(*runs: str, output: str = "report", ensemble: bool = False) -> 
         for pair in comparison.pairs:
             console.print(f"  {pair.verdict} (p = {pair.p:.2g})", highlight=False, soft_wrap=True)
         body += _section(comparison, folder, f"{comparison.source}-" if number else "")
+    if len(found) == 1:
+        text = _summary(found[0])
+        console.print(text, highlight=False, soft_wrap=True)
+        write_whole(folder / "summary.txt", text.encode())
     write_whole(folder / "table.csv", csv_text(comparisons).encode())
     write_whole(folder / "table.md", "\n".join(map(markdown, comparisons)).encode())
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     write_whole(folder / "index.html", template.replace("__BODY__", "\n".join(body)).encode())
     return folder / "index.html"
+
+
+def _summary(run: Run) -> str:
+    """What a run has come to, for people: settings, and each digit's precision, recall and F1."""
+    known = run.summary
+    text = StringIO()
+    console = Console(file=text, width=160)
+    splits = {split: Metrics(**known[split]) for split in ("train", "val", "test") if known.get(split)}
+    console.print(metrics_table(splits, f"{run.name}: {known['model']} on {known['source']}, seed {known['seed']}"))
+    for name in ("parameters", "epochs", "best_epoch", "train_seconds", "device", "hyper_parameters", "versions"):
+        console.print(f"{name.replace('_', ' ')}: {known.get(name)}", highlight=False, soft_wrap=True)
+    return text.getvalue()
 
 
 def _ensembles(comparison: Comparison) -> list[Run]:

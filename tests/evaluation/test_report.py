@@ -72,6 +72,15 @@ def test_names_of_experiments_are_no_markup(logs: Path) -> None:
     assert "&lt;script&gt;" in page
 
 
+def test_a_single_run_in_words(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", str(logs / "lenet5" / "version_1")])
+    text = Path("report/summary.txt").read_text()
+    assert text in capsys.readouterr().out
+    assert "lenet5: LeNet5 on digits, seed 1" in text
+    assert text.count("precision") == 3
+    assert "parameters: 61706" in text
+
+
 def test_nothing_to_compare(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "there is no folder lightning_logs" in fails("compare")
     Path("empty").mkdir()
