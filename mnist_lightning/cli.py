@@ -37,6 +37,7 @@ LOGS = "lightning_logs"
 # What can be done with checkpoints and runs: the function of each verb, imported when it is needed.
 VERBS = {
     "compare": "mnist_lightning.evaluation.report.write_report",
+    "explore": "mnist_lightning.evaluation.data_report.write_data_report",
     "connectivity": "mnist_lightning.explain.command.write_connectivity",
 }
 

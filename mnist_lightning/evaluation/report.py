@@ -2,7 +2,7 @@
 
 import base64
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -94,9 +94,26 @@ def write_report(*runs: str, output: str = "report", ensemble: bool = False) -> 
         write_whole(folder / "summary.txt", text.encode())
     write_whole(folder / "table.csv", csv_text(comparisons).encode())
     write_whole(folder / "table.md", "\n".join(map(markdown, comparisons)).encode())
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    write_whole(folder / "index.html", template.replace("__BODY__", "\n".join(body)).encode())
+    write_whole(folder / "index.html", page("Comparison", body).encode())
     return folder / "index.html"
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole page in the house's style.
+
+    Args:
+        title: Plain text.
+        body: HTML.
+    """
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    return template.replace("__TITLE__", escape(title)).replace("__BODY__", "\n".join(body))
+
+
+def picture(png: bytes, caption: str) -> str:
+    """A picture as HTML that needs no other file."""
+    data = base64.b64encode(png).decode()
+    image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _summary(run: Run) -> str:
@@ -171,9 +188,7 @@ def _section(comparison: Comparison, folder: Path, prefix: str) -> Iterator[str]
         content = BytesIO()
         figure.savefig(content, format="png", dpi=100)
         write_whole(folder / f"{prefix}{name}.png", content.getvalue())
-        data = base64.b64encode(content.getvalue()).decode()
-        yield f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-        yield f"<figcaption>{escape(caption)}</figcaption></figure>"
+        yield picture(content.getvalue(), caption)
     yield "</div></section>"
 
 
