@@ -171,12 +171,14 @@ def batches(data: MNISTDataModule) -> dict[str, float]:
 def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=list(STEPS), help="which to measure anew; by default all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     data = MNISTDataModule(batch_size=BATCH)
     data.setup("fit")
-    results: dict[str, Any] = {
+    results: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    results |= {
         "device": _device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "versions": {
@@ -185,12 +187,11 @@ def main() -> None:
             "torchvision": torchvision.__version__,
             "lightning": lightning.__version__,
         },
-        "rounds": arguments.rounds,
         "batch_size": BATCH,
         "batches": batches(data),
     }
-    for name, steps in STEPS.items():
-        epochs = EPOCHS[name]
+    for name in arguments.models:
+        steps, epochs = STEPS[name], EPOCHS[name]
         bare(name, data, 1, 10)  # warms up
         rounds = []
         for _ in range(arguments.rounds):
@@ -202,6 +203,7 @@ def main() -> None:
         results[name] = {
             "epochs": epochs,
             "steps_an_epoch": steps,
+            "rounds": arguments.rounds,
             **{f"{way}_ms": round(1000 * median(r[way] for r in rounds), 3) for way in rounds[0]},
             "fit_over_bare": round(median(r["fit"] / r["bare"] for r in rounds), 3),
             "stock_over_fit": round(median(r["stock"] / r["fit"] for r in rounds), 2),

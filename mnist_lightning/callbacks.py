@@ -74,10 +74,27 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self) -> None:
         super().__init__(monitor="val/acc", mode="max", filename="best", enable_version_counter=False)
 
+    @property
+    def state_key(self) -> str:
+        """A constant: Lightning's is put together anew for each hook of each step: some 20 µs a step."""
+        return "BestCheckpoint"
+
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Lightning's hook: an epoch as good as the best is taken as better."""
         equal = current is not None and current == self.best_model_score
         return super().check_monitor_top_k(trainer, current) or trainer.strategy.reduce_boolean_decision(bool(equal))
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps `last.ckpt`, of the epoch that has just ended."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False)
+
+    @property
+    def state_key(self) -> str:
+        """A constant, as `BestCheckpoint`'s."""
+        return "LastCheckpoint"
 
 
 class RunFiles(Callback):

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -23,7 +23,14 @@ from rich.console import Console
 
 import mnist_lightning
 from mnist_lightning import models
-from mnist_lightning.callbacks import BestCheckpoint, CalmProgressBar, ReproducibleEpochs, RunFiles, TensorBoardFigures
+from mnist_lightning.callbacks import (
+    BestCheckpoint,
+    CalmProgressBar,
+    LastCheckpoint,
+    ReproducibleEpochs,
+    RunFiles,
+    TensorBoardFigures,
+)
 from mnist_lightning.checkpoint import find_checkpoint, read_checkpoint
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
@@ -241,7 +248,7 @@ class CLI(LightningCLI):
             callbacks += [ReproducibleEpochs(seed), self.run_files, TensorBoardFigures()]
             self.best = BestCheckpoint()
             if trainer["enable_checkpointing"] is not False:
-                callbacks += [self.best, ModelCheckpoint(filename="last", enable_version_counter=False)]
+                callbacks += [self.best, LastCheckpoint()]
         if trainer["logger"] in (None, True):
             kwargs["logger"] = self._logger(trainer["default_root_dir"]) if self.subcommand == "fit" else False
         self.trainer_defaults["callbacks"] = callbacks
