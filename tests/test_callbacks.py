@@ -140,6 +140,7 @@ def test_figures_and_graph(events: EventAccumulator) -> None:
     assert b"Conv2d[c1]" in events.Graph().SerializeToString()
 
 
+@pytest.mark.slow
 def test_a_compiled_model_leaves_its_graph_too(monkeypatch: pytest.MonkeyPatch) -> None:
     # All of torch.compile but the C++ compiler, which takes a minute.
     monkeypatch.setattr(LeNet5, "compile", lambda self: nn.Module.compile(self, backend="aot_eager"))

@@ -61,6 +61,7 @@ def test_a_second_config_changes_the_first(capsys: pytest.CaptureFixture[str]) -
     assert config["model"]["init_args"]["schedule"] == "onecycle"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAIN)
 def test_fit_by_config(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     fit("--config", str(CONFIGS / f"{name}.yaml"), "--trainer.limit_train_batches", "2")
