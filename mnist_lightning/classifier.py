@@ -161,7 +161,8 @@ class Classifier(LightningModule, ABC):
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def _stop_on_non_finite(self, losses: list[float]) -> None:
-        index, value = next((index, loss) for index, loss in enumerate(losses) if not math.isfinite(loss))
+        last = (len(losses) - 1, math.inf)  # if only their sum is too large
+        index, value = next(((index, loss) for index, loss in enumerate(losses) if not math.isfinite(loss)), last)
         # training_step is called before the step is counted, on_train_epoch_end after it.
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx - len(losses) + 1 + index
         raise NonFiniteLossError(

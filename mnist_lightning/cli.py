@@ -33,6 +33,7 @@ from mnist_lightning.callbacks import (
 )
 from mnist_lightning.checkpoint import find_checkpoint, read_checkpoint
 from mnist_lightning.classifier import Classifier
+from mnist_lightning.config_names import with_configs
 from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError, one_line, plain_words
@@ -85,7 +86,7 @@ def main(args: list[str] | None = None) -> None:
         if args and args[0] in VERBS:
             _run_verb(args[0], args[1:])
         else:
-            CLI(_with_configs(args))
+            CLI(with_configs(args))
     except (InputError, MisconfigurationException) as error:
         sys.stderr.write(f"mnist-lightning: error: {one_line(error, 1000)}\n")
         sys.exit(2)
@@ -326,37 +327,3 @@ def _print_metrics(splits: dict[str, Metrics], title: str) -> None:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _with_configs(args: list[str]) -> list[str]:
-    """Resolves the names of shipped configs, and takes a run's own config where only a checkpoint is given."""
-    args = list(args)
-    for index, word in enumerate(args):
-        flag, equals, value = word.partition("=")
-        if flag in ("-c", "--config") and equals:
-            args[index] = f"{flag}={_config_file(value)}"
-        elif word in ("-c", "--config") and index + 1 < len(args):
-            args[index + 1] = str(_config_file(args[index + 1]))
-    flags = {word.partition("=")[0] for word in args}
-    if "--ckpt_path" in flags and not flags & {"-c", "--config", "--model", "--model.class_path"}:
-        index = next(i for i, word in enumerate(args) if word.partition("=")[0] == "--ckpt_path")
-        value = args[index].partition("=")[2] or "".join(args[index + 1 : index + 2])
-        for folder in (Path(value), Path(value).parent.parent):
-            if (folder / "config.yaml").is_file():
-                return [args[0], "--config", str(folder / "config.yaml"), *args[1:]]
-    return args
-
-
-def _config_file(name: str) -> Path:
-    """A config's path, or the shipped config of this name.
-
-    Raises:
-        InputError: If there is neither.
-    """
-    package = Path(__file__).parent
-    shipped = next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
-    for path in (Path(name), shipped / f"{name}.yaml", shipped / "published" / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    names = ", ".join(sorted(path.stem for path in shipped.rglob("*.yaml")))
-    raise InputError(f"there is no config {name}: give a file, or one of those that come along: {names}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from mnist_lightning.evaluation.runs import Run, grouped, mean_of
+from mnist_lightning.evaluation.runs import Run, chosen_of, grouped, mean_of
 from mnist_lightning.evaluation.statistics import bootstrapped_accuracies, expected_calibration_error, holm, mcnemar
 
 # Test images whose label at least three of five people gave as another digit: index, and that digit. From the human
@@ -127,7 +127,7 @@ def _comparison(groups: list[list[Run]]) -> Comparison:
     names = _distinct([group[0].name for group in groups])
     drawn = bootstrapped_accuracies([np.stack([run.correct for run in group]) for group in groups])
     rows = [_row(*of_group) for of_group in zip(names, groups, drawn, strict=True)]
-    chosen = [max(group, key=lambda run: mean_of([run], "val", "accuracy")) for group in groups]
+    chosen = [chosen_of(group) for group in groups]
     both = list(combinations(range(len(groups)), 2))
     p_values = holm([mcnemar(chosen[first].correct, chosen[second].correct) for first, second in both])
     pairs = [

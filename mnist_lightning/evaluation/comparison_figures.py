@@ -31,13 +31,16 @@ def colour(index: int) -> str:
 def curves(comparison: Comparison) -> Figure:
     """Loss and accuracy of training (dashed) and validation over the epochs; a line a run."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for axes, quantity, label in zip(figure.subplots(1, 2), ("loss", "acc"), ("loss", "error %"), strict=True):
-        for index, group in enumerate(comparison.groups):
-            for run in group:
-                for split, style in (("train", "--"), ("val", "-")):
-                    epochs, values = _curve(run, f"{split}/{quantity}")
-                    values = values if quantity == "loss" else 100 * (1 - values)
-                    axes.plot(epochs, values, style, color=colour(index), linewidth=1.1, alpha=0.8)
+    panels = figure.subplots(1, 2)
+    for index, group in enumerate(comparison.groups):
+        for run in group:
+            scalars = _scalars(run)
+            for split, style in (("train", "--"), ("val", "-")):
+                epochs, loss = scalars.get(f"{split}/loss", _NOTHING)
+                panels[0].plot(epochs, loss, style, color=colour(index), linewidth=1.1, alpha=0.8)
+                epochs, accuracy = scalars.get(f"{split}/acc", _NOTHING)
+                panels[1].plot(epochs, 100 * (1 - accuracy), style, color=colour(index), linewidth=1.1, alpha=0.8)
+    for axes, label in zip(panels, ("loss", "error %"), strict=True):
         axes.set(xlabel="epoch", ylabel=label, yscale="log")
         axes.grid(alpha=0.3, which="both")
     figure.suptitle("Training (dashed, on distorted images where they are) and validation")
@@ -45,19 +48,23 @@ def curves(comparison: Comparison) -> Figure:
     return figure
 
 
-def _curve(run: Run, tag: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Epochs and values; means of what was logged inside an epoch. Empty where nothing was."""
-    if not run.folder.is_dir():  # an ensemble
-        return np.empty(0), np.empty(0)
-    events = EventAccumulator(str(run.folder), size_guidance={"images": 1, "tensors": 1}).Reload()
+_NOTHING = (np.empty(0), np.empty(0))
+
+
+def _scalars(run: Run) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """By tag: epochs and values, means of what was logged inside an epoch. Empty where nothing was logged."""
     steps, epochs = run.summary.get("steps", 0), run.summary.get("epochs", 0)
-    if tag not in events.Tags()["scalars"] or not steps or not epochs:
-        return np.empty(0), np.empty(0)
-    points = events.Scalars(tag)
-    epoch = np.ceil([(point.step + 1) * epochs / steps for point in points]).clip(1, epochs)
-    values = np.array([point.value for point in points])
-    seen = np.unique(epoch)
-    return seen, np.array([values[epoch == e].mean() for e in seen])
+    if run.folder is None or not steps or not epochs:
+        return {}
+    events = EventAccumulator(str(run.folder), size_guidance={"images": 1, "tensors": 1}).Reload()
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        points = events.Scalars(tag)
+        epoch = np.ceil([(point.step + 1) * epochs / steps for point in points]).clip(1, epochs)
+        values = np.array([point.value for point in points])
+        seen = np.unique(epoch)
+        found[tag] = seen, np.array([values[epoch == e].mean() for e in seen])
+    return found
 
 
 def accuracies(comparison: Comparison) -> Figure:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from mnist_lightning.classifier import CLASSES
 from mnist_lightning.data.sources import read
 from mnist_lightning.evaluation.exploration import Exploration, explore, map_of_sample
 from mnist_lightning.evaluation.figures import digit_sheet
-from mnist_lightning.evaluation.report import page, picture
+from mnist_lightning.evaluation.page import page, picture
 from mnist_lightning.files import write_whole
 
 _COLOURS = [f"C{digit}" for digit in range(CLASSES)]
@@ -38,10 +37,7 @@ def write_data_report(source: str = "mnist", root: str | None = None, output: st
     folder.mkdir(parents=True, exist_ok=True)
     body = [*_facts(found), '<div class="pictures">']
     for name, figure, caption in _drawn(found):
-        content = BytesIO()
-        figure.savefig(content, format="png", dpi=100)
-        write_whole(folder / f"{name}.png", content.getvalue())
-        body.append(picture(content.getvalue(), caption))
+        body.append(picture(figure, caption, folder / f"{name}.png"))
     body.append("</div>")
     write_whole(folder / "index.html", page(f"The data: {source}", body).encode())
     return folder / "index.html"

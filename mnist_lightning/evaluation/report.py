@@ -1,10 +1,9 @@
 """`mnist-lightning compare`: from folders of runs to a report."""
 
-import base64
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from html import escape
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,8 @@ from mnist_lightning.evaluation.comparison import (
     rich_table,
 )
 from mnist_lightning.evaluation.metrics import Metrics, metrics_table
-from mnist_lightning.evaluation.runs import Run, read_runs
+from mnist_lightning.evaluation.page import page, picture
+from mnist_lightning.evaluation.runs import Run, chosen_of, grouped, read_runs
 from mnist_lightning.files import write_whole
 
 _PICTURES: dict[str, tuple[Callable[[Comparison], Figure], str]] = {
@@ -45,6 +45,9 @@ _PICTURES: dict[str, tuple[Callable[[Comparison], Figure], str]] = {
     "frequent-confusions": (pictures.frequent_confusions, "What is most often taken for what."),
     "confusions": (pictures.confusions, "Rows are labels, columns predictions; colours show mistakes only."),
 }
+
+
+_SUMMED = ("parameters", "size_kib", "train_seconds")  # what an ensemble costs is what its members cost
 
 
 def write_report(*runs: str, output: str = "report", ensemble: bool = False) -> Path:
@@ -69,25 +72,22 @@ def write_report(*runs: str, output: str = "report", ensemble: bool = False) -> 
     found, problems = read_runs([Path(run) for run in runs or ("lightning_logs",)])
     if not found:
         raise InputError(
-            f"there is no finished run in {', '.join(runs) or 'lightning_logs'}"
-            + "".join(f"; {p}" for p in problems[:1])
+            "; ".join([f"there is no finished run in {', '.join(runs) or 'lightning_logs'}", *problems[:1]])
         )
-    comparisons = compare(found)
-    if ensemble:
-        comparisons = compare([*found, *(run for c in comparisons for run in _ensembles(c))])
+    comparisons = compare([*found, *_ensembles(found)] if ensemble else found)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     console = Console()
     if not console.is_terminal:
         console.width = 240
     for problem in problems:
-        console.print(f"left out: {problem}", highlight=False, soft_wrap=True)
+        console.print(f"left out: {problem}", highlight=False, markup=False, soft_wrap=True)
     body = ["<header><h1>Comparison</h1>", f"<p>{len(found)} runs.</p>", *_problem_lines(problems), "</header>"]
     for number, comparison in enumerate(comparisons):
         console.print(rich_table(comparison))
         for pair in comparison.pairs:
-            console.print(f"  {pair.verdict} (p = {pair.p:.2g})", highlight=False, soft_wrap=True)
-        body += _section(comparison, folder, f"{comparison.source}-" if number else "")
+            console.print(f"  {pair.verdict} (p = {pair.p:.2g})", highlight=False, markup=False, soft_wrap=True)
+        body += _section(comparison, folder, f"{number + 1}-" if number else "")
     if len(found) == 1:
         text = _summary(found[0])
         console.print(text, highlight=False, soft_wrap=True)
@@ -96,24 +96,6 @@ def write_report(*runs: str, output: str = "report", ensemble: bool = False) -> 
     write_whole(folder / "table.md", "\n".join(map(markdown, comparisons)).encode())
     write_whole(folder / "index.html", page("Comparison", body).encode())
     return folder / "index.html"
-
-
-def page(title: str, body: Iterable[str]) -> str:
-    """A whole page in the house's style.
-
-    Args:
-        title: Plain text.
-        body: HTML.
-    """
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    return template.replace("__TITLE__", escape(title)).replace("__BODY__", "\n".join(body))
-
-
-def picture(png: bytes, caption: str) -> str:
-    """A picture as HTML that needs no other file."""
-    data = base64.b64encode(png).decode()
-    image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _summary(run: Run) -> str:
@@ -128,34 +110,27 @@ def _summary(run: Run) -> str:
     return text.getvalue()
 
 
-def _ensembles(comparison: Comparison) -> list[Run]:
+def _ensembles(runs: list[Run]) -> Iterator[Run]:
     """Of the runs that validation prefers: the test set has no say in who is in."""
-    members = comparison.chosen
-    if len(members) < 2:
-        return []
-    probabilities = np.mean([softmax(run.logits.astype(float), axis=1) for run in members], axis=0)
-    votes = np.mean([np.eye(10)[run.logits.argmax(axis=1)] for run in members], axis=0)
-    votes = (votes + 1e-3 * probabilities) / 1.001  # of equally many votes the mean probability decides
-    made = {"mean probability": probabilities, "majority vote": votes}
-    summary = {
-        "source": comparison.source,
-        "seed": 0,
-        "model": f"{len(members)} models",
-        **{
-            name: sum(run.summary.get(name, 0) for run in members)
-            for name in ("parameters", "size_kib", "train_seconds")
-        },
-    }
-    return [
-        Run(
-            Path(f"ensemble of {len(members)}: {name}"),
-            {**summary, "experiment": f"ensemble: {name}"},
-            np.log(values + 1e-12).astype(np.float32),
-            members[0].labels,
-            name,
-        )
-        for name, values in made.items()
-    ]
+    by_test_set: dict[tuple[str, int], list[Run]] = {}
+    for group in grouped(runs):
+        by_test_set.setdefault(group[0].test_set, []).append(chosen_of(group))
+    for (source, _), members in by_test_set.items():
+        if len(members) < 2:
+            continue
+        probabilities = np.mean([softmax(run.logits.astype(float), axis=1) for run in members], axis=0)
+        votes = np.mean([np.eye(10)[run.logits.argmax(axis=1)] for run in members], axis=0)
+        votes = (votes + 1e-3 * probabilities) / 1.001  # of equally many votes the mean probability decides
+        sums = {name: sum(run.summary.get(name, 0) for run in members) for name in _SUMMED}
+        for name, values in {"mean probability": probabilities, "majority vote": votes}.items():
+            summary = {
+                "experiment": f"ensemble: {name}",
+                "model": f"{len(members)} models",
+                "source": source,
+                "seed": 0,
+            }
+            logits = np.log(values + 1e-12).astype(np.float32)
+            yield Run(None, {**summary, **sums}, logits, members[0].labels, name)
 
 
 def _problem_lines(problems: list[str]) -> list[str]:
@@ -185,10 +160,7 @@ def _section(comparison: Comparison, folder: Path, prefix: str) -> Iterator[str]
         yield "adjusted for the number of pairs (Holm), finds p &lt; 0.05.</p>"
     yield '<div class="pictures">'
     for name, figure, caption in _drawn(comparison):
-        content = BytesIO()
-        figure.savefig(content, format="png", dpi=100)
-        write_whole(folder / f"{prefix}{name}.png", content.getvalue())
-        yield picture(content.getvalue(), caption)
+        yield picture(figure, caption, folder / f"{prefix}{name}.png")
     yield "</div></section>"
 
 

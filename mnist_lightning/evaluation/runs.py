@@ -28,14 +28,14 @@ class Run:
     """One training.
 
     Attributes:
-        folder: Where it lies.
+        folder: Where it lies; None for an ensemble, which has been computed.
         summary: What `summary.json` says: metrics of the three splits, parameters, seconds, versions…
         logits: float [N, 10], of the test images.
         labels: int64 [N].
         settings: What was trained, and how, without the seed.
     """
 
-    folder: Path
+    folder: Path | None
     summary: dict[str, Any]
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -67,14 +67,14 @@ def read_run(folder: Path) -> Run:
     path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text())
-        test_accuracy, _ = (
-            float(summary["test"]["accuracy"]),
-            (summary["experiment"], summary["source"], summary["seed"]),
-        )
+        test_accuracy = float(summary["test"]["accuracy"])
+        missing = {"experiment", "source", "seed"} - set(summary)
     except FileNotFoundError:
         raise InputError(f"{folder} is not a finished run: there is no summary.json") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if missing:
+        raise InputError(f"{path} is damaged: it does not say {', '.join(sorted(missing))}")
     predictions = folder / "test_predictions.npz"
     logits, labels = (values.numpy() for values in load_predictions(predictions))
     if logits.shape != (len(labels), 10) or abs(np.mean(logits.argmax(axis=1) == labels) - test_accuracy) > 1e-6:
@@ -109,17 +109,18 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         InputError: If a path is no folder.
     """
-    runs, problems = [], []
+    runs: dict[Path, Run] = {}
+    problems = []
     for path in paths:
         if not path.is_dir():
             raise InputError(f"there is no folder {path}")
         marks = (mark for name in ("config.yaml", "summary.json") for mark in path.rglob(name))
         for folder in sorted({mark.parent for mark in marks}):
             try:
-                runs.append(read_run(folder))
+                runs[folder.resolve()] = read_run(folder)
             except InputError as error:
                 problems.append(str(error))
-    return list({run.folder.resolve(): run for run in runs}.values()), problems
+    return list(runs.values()), problems
 
 
 def grouped(runs: Iterable[Run]) -> list[list[Run]]:
@@ -132,6 +133,11 @@ def grouped(runs: Iterable[Run]) -> list[list[Run]]:
         groups.setdefault((run.test_set, run.settings), {})[int(run.summary["seed"])] = run
     by_seed = [[group[seed] for seed in sorted(group)] for group in groups.values()]
     return sorted(by_seed, key=lambda group: -np.nan_to_num(mean_of(group, "val", "accuracy"), nan=-1.0))
+
+
+def chosen_of(group: Sequence[Run]) -> Run:
+    """The run that validation prefers."""
+    return max(group, key=lambda run: mean_of([run], "val", "accuracy"))
 
 
 def mean_of(group: Sequence[Run], split: str, metric: str) -> float:

@@ -15,18 +15,6 @@ Correct = NDArray[np.bool_]
 Float = NDArray[np.floating[Any]]
 
 
-def accuracy_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of an accuracy (Wilson 1927), which stays inside [0, 1] near its ends.
-
-    Example:
-        >>> low, high = accuracy_interval(9_950, 10_000)
-        >>> f"{low:.4f} {high:.4f}"
-        '0.9934 0.9962'
-    """
-    interval = binomtest(correct, count).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def mcnemar(first: Correct, second: Correct) -> float:
     """The exact test of McNemar (1947): whether two models are equally often right on the same images.
 

@@ -6,7 +6,6 @@ import torch
 from scipy.stats import bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from mnist_lightning.evaluation import statistics as ours
@@ -16,11 +15,6 @@ RANDOM = np.random.default_rng(0)
 
 def right(accuracy: float, *shape: int) -> ours.Correct:
     return RANDOM.random(shape) < accuracy
-
-
-@pytest.mark.parametrize(("correct", "count"), [(0, 10), (360, 360), (9_950, 10_000), (1, 3)])
-def test_accuracy_interval(correct: int, count: int) -> None:
-    assert ours.accuracy_interval(correct, count) == pytest.approx(proportion_confint(correct, count, method="wilson"))
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.9, 0.9), (0.99, 0.9), (0.5, 0.6)])
