@@ -1,8 +1,12 @@
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,3 +108,33 @@ def run(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
         return output
 
     return wait
+
+
+@pytest.fixture
+def visit(tmp_path: Path) -> Callable[[str, str], Any]:
+    """Opens a page in a real browser, with a script that leaves JSON in its body, and gives back what that says.
+
+    Nothing may be left on the console: neither errors, nor requests that failed because there is no network.
+    """
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("there is no Chromium")
+
+    def open_(page: str, script: str) -> Any:
+        path = tmp_path / "visited.html"
+        path.write_text(page.replace("<head>", f"<head><script>{script}</script>", 1))
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+        ]
+        done = subprocess.run(
+            [browser, *options, path.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        )
+        assert "CONSOLE" not in done.stderr, done.stderr
+        return json.loads(re.findall(r"<body>(.*?)</body>", done.stdout, re.S)[0].replace("&nbsp;", " "))
+
+    return open_

@@ -1,7 +1,7 @@
 """Which of some models is better, and whether that can be known."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from io import StringIO
 from itertools import combinations
@@ -203,41 +203,54 @@ def _pair(first: Row, second: Row, drawn: NDArray[np.float64], p: float) -> Pair
     return Pair(first.name, second.name, difference, low, high, p, better_one, verdict)
 
 
-COLUMNS = (
+def _percent(value: float) -> str:
+    return _number(100 * value, ".2f")
+
+
+def _number(value: float, form: str) -> str:
+    return "?" if np.isnan(value) else format(value, form)
+
+
+def _accuracy(row: Row) -> str:
+    spread = "" if np.isnan(row.test_accuracy_sd) else f" ± {_percent(row.test_accuracy_sd)}"
+    return _percent(row.test_accuracy) + spread
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "model": lambda row: row.name,
+    "n": lambda row: str(row.seeds),
+    "test accuracy %": _accuracy,
+    "95 % interval": lambda row: f"{_percent(row.low)} to {_percent(row.high)}",
+    "error %": lambda row: _percent(1 - row.test_accuracy),
+    "test loss": lambda row: _number(row.test_loss, ".4f"),
+    "validation %": lambda row: _percent(row.val_accuracy),
+    "validation loss": lambda row: _number(row.val_loss, ".4f"),
+    "train %": lambda row: _percent(row.train_accuracy),
+    "train loss": lambda row: _number(row.train_loss, ".4f"),
+    "calibration error %": lambda row: _percent(row.calibration_error),
+    "corrected labels %": lambda row: _percent(row.corrected_accuracy),
+    "parameters": lambda row: f"{row.parameters:,}",
+    "KiB": lambda row: _number(row.size_kib, ".0f"),
+    "layers": lambda row: str(row.layers),
+    "learning rate": lambda row: _number(row.lr, "g"),
+    "epochs": lambda row: _number(row.epochs, "g"),
+    "seconds": lambda row: _number(row.train_seconds, ".0f"),
+    "images/s": lambda row: _number(row.images_per_second, ",.0f"),
+}
+# More than these do not fit side by side.
+_ON_A_TERMINAL = (
     *("model", "n", "test accuracy %", "95 % interval", "test loss", "validation %", "train %"),
-    *("calibration error %", "corrected labels %", "parameters", "KiB", "layers"),
-    *("learning rate", "epochs", "seconds", "images/s"),
+    *("calibration error %", "parameters", "epochs", "seconds"),
 )
 
 
-def cells(row: Row) -> list[str]:
-    """What stands in the columns; a question mark for what is not known."""
-
-    def percent(value: float) -> str:
-        return "?" if np.isnan(value) else f"{100 * value:.2f}"
-
-    spread = "" if np.isnan(row.test_accuracy_sd) else f" ± {100 * row.test_accuracy_sd:.2f}"
-    cells = [
-        row.name,
-        str(row.seeds),
-        percent(row.test_accuracy) + spread,
-        f"{percent(row.low)} to {percent(row.high)}",
-    ]
-    loss = "?" if np.isnan(row.test_loss) else f"{row.test_loss:.4f}"
-    cells += [loss, percent(row.val_accuracy), percent(row.train_accuracy)]
-    cells += [percent(row.calibration_error), percent(row.corrected_accuracy), f"{row.parameters:,}"]
-    numbers = (row.size_kib, row.layers, row.lr, row.epochs, row.train_seconds, row.images_per_second)
-    formats = (".0f", "d", "g", "g", ".0f", ",.0f")
-    return cells + ["?" if np.isnan(n) else format(n, form) for n, form in zip(numbers, formats, strict=True)]
-
-
 def rich_table(comparison: Comparison) -> Table:
-    """The rows for a terminal."""
+    """The rows for a terminal, without the columns that do not fit there."""
     table = Table(title=_title(comparison), title_justify="left")
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    for name in _ON_A_TERMINAL:
+        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
     for row in comparison.rows:
-        table.add_row(*cells(row))
+        table.add_row(*(COLUMNS[name](row) for name in _ON_A_TERMINAL))
     return table
 
 
@@ -249,7 +262,7 @@ def markdown(comparison: Comparison) -> str:
         f"| {' | '.join(COLUMNS)} |",
         f"| --- |{' ---: |' * (len(COLUMNS) - 1)}",
     ]
-    lines += [f"| {' | '.join(cells(row))} |" for row in comparison.rows]
+    lines += [f"| {' | '.join(cell(row) for cell in COLUMNS.values())} |" for row in comparison.rows]
     lines += ["", *(f"- {pair.verdict} (p = {pair.p:.2g})" for pair in comparison.pairs), ""]
     return "\n".join(lines)
 

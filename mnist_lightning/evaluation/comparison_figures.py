@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -23,29 +25,35 @@ from mnist_lightning.evaluation.statistics import calibration_bins
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666")
 
 
-def colour(index: int) -> str:
-    """A model's colour, the same in all pictures."""
-    return COLOURS[index % len(COLOURS)]
+def colours(comparison: Comparison) -> list[Any]:
+    """The models' colours, the same in all pictures; of many models a scale, in the table's order."""
+    count = len(comparison.rows)
+    return list(COLOURS[:count] if count <= len(COLOURS) else colormaps["turbo"](np.linspace(0, 1, count)))
 
 
 def curves(comparison: Comparison) -> Figure:
     """Loss and accuracy of training (dashed) and validation over the epochs; a line a run."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for index, group in enumerate(comparison.groups):
+    figure, panels = _two_panels(comparison)
+    for group, colour in zip(comparison.groups, colours(comparison), strict=True):
         for run in group:
             scalars = _scalars(run)
             for split, style in (("train", "--"), ("val", "-")):
                 epochs, loss = scalars.get(f"{split}/loss", _NOTHING)
-                panels[0].plot(epochs, loss, style, color=colour(index), linewidth=1.1, alpha=0.8)
+                panels[0].plot(epochs, loss, style, color=colour, linewidth=1.1, alpha=0.8)
                 epochs, accuracy = scalars.get(f"{split}/acc", _NOTHING)
-                panels[1].plot(epochs, 100 * (1 - accuracy), style, color=colour(index), linewidth=1.1, alpha=0.8)
+                panels[1].plot(epochs, 100 * (1 - accuracy), style, color=colour, linewidth=1.1, alpha=0.8)
     for axes, label in zip(panels, ("loss", "error %"), strict=True):
         axes.set(xlabel="epoch", ylabel=label, yscale="log")
         axes.grid(alpha=0.3, which="both")
     figure.suptitle("Training (dashed, on distorted images where they are) and validation")
     _legend(figure, comparison)
     return figure
+
+
+def _two_panels(comparison: Comparison) -> tuple[Figure, list[Axes]]:
+    """A figure high enough for its legend."""
+    figure = Figure(figsize=(11, max(4.2, 0.24 * len(comparison.rows))), layout="constrained")
+    return figure, list(figure.subplots(1, 2))
 
 
 _NOTHING = (np.empty(0), np.empty(0))
@@ -71,11 +79,12 @@ def accuracies(comparison: Comparison) -> Figure:
     """Test accuracy with its 95 % interval, and each seed's."""
     figure = Figure(figsize=(8, 1.2 + 0.42 * len(comparison.rows)), layout="constrained")
     axes = figure.subplots()
-    for index, (row, group) in enumerate(zip(comparison.rows, comparison.groups, strict=True)):
-        axes.plot([100 * row.low, 100 * row.high], [index, index], color=colour(index), linewidth=2)
+    for index, colour in enumerate(colours(comparison)):
+        row, group = comparison.rows[index], comparison.groups[index]
+        axes.plot([100 * row.low, 100 * row.high], [index, index], color=colour, linewidth=2)
         seeds = [100 * run.correct.mean() for run in group]
-        axes.plot(seeds, [index] * len(seeds), "o", color=colour(index), markersize=5, markerfacecolor="white")
-        axes.plot(100 * row.test_accuracy, index, "|", color=colour(index), markersize=14, markeredgewidth=2.5)
+        axes.plot(seeds, [index] * len(seeds), "o", color=colour, markersize=5, markerfacecolor="white")
+        axes.plot(100 * row.test_accuracy, index, "|", color=colour, markersize=14, markeredgewidth=2.5)
     axes.set_yticks(range(len(comparison.rows)), [f"{row.name} (n = {row.seeds})" for row in comparison.rows])
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy %")
@@ -85,18 +94,14 @@ def accuracies(comparison: Comparison) -> Figure:
 
 def costs(comparison: Comparison) -> Figure:
     """Test accuracy against parameters and against seconds of training."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for axes, quantity, label in zip(
-        figure.subplots(1, 2, sharey=True), ("parameters", "train_seconds"), ("parameters", "seconds"), strict=True
-    ):
-        for index, row in enumerate(comparison.rows):
+    figure, panels = _two_panels(comparison)
+    for axes, quantity, label in zip(panels, ("parameters", "train_seconds"), ("parameters", "seconds"), strict=True):
+        for row, colour in zip(comparison.rows, colours(comparison), strict=True):
             cost, accuracy = getattr(row, quantity), 100 * row.test_accuracy
             spread = [[accuracy - 100 * row.low], [100 * row.high - accuracy]]
-            axes.errorbar(cost, accuracy, yerr=spread, fmt="o", color=colour(index), capsize=3)
-        axes.set(xscale="log", xlabel=label)
+            axes.errorbar(cost, accuracy, yerr=spread, fmt="o", color=colour, capsize=3)
+        axes.set(xscale="log", xlabel=label, ylabel="test accuracy %")
         axes.grid(alpha=0.3)
-        if quantity == "parameters":
-            axes.set_ylabel("test accuracy %")
     _legend(figure, comparison)
     return figure
 
@@ -169,10 +174,10 @@ def reliability(comparison: Comparison) -> Figure:
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes: Axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
-    for index, run in enumerate(comparison.chosen):
+    for run, colour in zip(comparison.chosen, colours(comparison), strict=True):
         share, confidence, accuracy = calibration_bins(run.logits, run.labels)
         filled = share * len(run.labels) >= 10  # fewer say nothing about accuracy
-        axes.plot(confidence[filled], accuracy[filled], "o-", color=colour(index), markersize=4, linewidth=1.2)
+        axes.plot(confidence[filled], accuracy[filled], "o-", color=colour, markersize=4, linewidth=1.2)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal")
     axes.grid(alpha=0.3)
     _legend(figure, comparison)
@@ -225,6 +230,6 @@ def lonely_mistakes(comparison: Comparison, images: Tensor, count: int = 20) -> 
 
 
 def _legend(figure: Figure, comparison: Comparison) -> None:
-    handles = [figure.axes[0].plot([], [], color=colour(i), linewidth=3)[0] for i in range(len(comparison.rows))]
+    handles = [figure.axes[0].plot([], [], color=colour, linewidth=3)[0] for colour in colours(comparison)]
     names = [row.name for row in comparison.rows]
     figure.legend(handles, names, loc="outside right upper", fontsize=9, frameon=False)

@@ -18,7 +18,6 @@ from mnist_lightning.evaluation.comparison import (
     COLUMNS,
     Comparison,
     Pair,
-    cells,
     compare,
     csv_text,
     markdown,
@@ -144,11 +143,12 @@ def _section(comparison: Comparison, folder: Path, prefix: str) -> Iterator[str]
         '<div class="scroll"><table><thead><tr>' + "".join(f"<th>{column}</th>" for column in COLUMNS) + "</tr></thead>"
     )
     for row in comparison.rows:
-        yield "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>"
+        yield "<tr>" + "".join(f"<td>{escape(cell(row))}</td>" for cell in COLUMNS.values()) + "</tr>"
     yield "</table></div>"
     yield "<p>Models that validation prefers come first. Accuracy: mean ± sample standard deviation over n seeds; its"
     yield "interval is over other test images and other seeds (bootstrap), for n = 1 over images alone."
-    yield "Corrected labels: those ten of MNIST's that at least three of five people gave otherwise.</p>"
+    yield "Corrected labels: those ten of MNIST's that at least three of five people gave otherwise. A question mark:"
+    yield "not known.</p>"
     if comparison.pairs:
         yield "<h2>Which is better?</h2>"
         better = [pair for pair in comparison.pairs if pair.better]

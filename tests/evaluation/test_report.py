@@ -1,6 +1,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -25,6 +26,42 @@ def test_a_report_of_what_lies_here(logs: Path, capsys: pytest.CaptureFixture[st
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)  # it needs nothing else
     assert Path("report/table.csv").read_text().count("\n") == 4
     assert re.search(r"\| lenet5 \(\d\) \| 2 \|", Path("report/table.md").read_text())
+
+
+# A desk and a telephone, as frames of a page of their own; what is seen lands in the body.
+VISITOR = """
+if (self === top) addEventListener("load", async () => {
+  const seen = {};
+  for (const width of [1280, 390]) {
+    const frame = document.createElement("iframe");
+    frame.style = `width: ${width}px; height: 800px; border: 0`;
+    frame.srcdoc = document.documentElement.outerHTML;
+    await new Promise(loaded => { frame.onload = loaded; document.body.append(frame); });
+    const root = frame.contentDocument.documentElement, images = [...frame.contentDocument.images];
+    seen[width] = {
+      tooWide: root.scrollWidth - root.clientWidth,
+      images: images.filter(image => image.naturalWidth > 300 && image.clientWidth <= width).length,
+      rows: frame.contentDocument.querySelectorAll("tr").length,
+      requests: frame.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name)
+        .filter(name => !name.startsWith("data:")),
+    };
+    frame.remove();
+  }
+  document.body.replaceChildren();
+  document.body.append(JSON.stringify(seen));
+});
+"""
+
+
+@pytest.mark.slow
+def test_reports_on_a_desk_and_on_a_telephone(logs: Path, visit: Callable[[str, str], Any]) -> None:
+    main(["compare"])
+    main(["explore", "--source", "digits", "--output", "data-report"])
+    for folder in ("report", "data-report"):
+        page = Path(folder, "index.html").read_text()
+        seen = {"tooWide": 0, "images": page.count("<img"), "rows": page.count("<tr"), "requests": []}
+        assert seen["images"] > 5
+        assert visit(page, VISITOR) == {"1280": seen, "390": seen}
 
 
 def test_a_damaged_run_is_named_and_left_out(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
