@@ -48,20 +48,25 @@ class ReproducibleEpochs(Callback):
 class CalmProgressBar(RichProgressBar):
     """Follows the training twice a second.
 
-    Lightning's follows every step and is drawn ten times a second, which takes milliseconds of a core that the step
-    needs.
+    Lightning's follows every step and is drawn as often as its thread wakes up, which takes milliseconds of a core that
+    the step needs.
     """
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=2)
+        super().__init__(refresh_rate=20)  # times a second that its thread looks whether there is something to draw
         self._due = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Lightning's hook."""
-        now = time.monotonic()
-        if now >= self._due or trainer.is_last_batch:
-            self._due = now + 0.5
+        if time.monotonic() >= self._due or trainer.is_last_batch:
             super().on_train_batch_end(trainer, *args, **kwargs)
+
+    def refresh(self, hard: bool = False) -> None:
+        """Lightning's; what is left out is drawn at the next time, or when the bar stops."""
+        now = time.monotonic()
+        if hard or now >= self._due:
+            self._due = now + 0.5
+            super().refresh(hard)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -219,6 +219,12 @@ class MNISTDataModule(LightningDataModule):
             batch = self.transfer_batch_to_device(dataset.__getitems__(part.tolist()), torch.device(device), 0)
             yield self.on_after_batch_transfer(batch, 0)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning's hook; its own way looks through any nesting for tensors, which takes 30 µs a step."""
+        if not isinstance(batch, RawBatch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return RawBatch(*(part if part is None else part.to(device, non_blocking=True) for part in batch))
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Scales a batch to [0, 1] and distorts it if it is one to train on, on the device that it is on.
 

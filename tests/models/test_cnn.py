@@ -30,3 +30,22 @@ def test_shapes_that_cannot_be_are_refused() -> None:
         CNN(channels=[4, 4, 4], kernel_size=[3, 3])
     with pytest.raises(InputError, match="nothing is left of the picture"):
         CNN(channels=[4, 4, 4, 4], padding="valid")
+    with pytest.raises(InputError, match="crop is 14"):
+        CNN(crop=14)
+
+
+def test_the_edge_that_is_cut_off_is_not_seen() -> None:
+    model = CNN(channels=[4], crop=3, batch_norm="pooled").eval()
+    images = torch.rand(2, 1, 28, 28)
+    framed = torch.ones_like(images)
+    framed[..., 3:25, 3:25] = images[..., 3:25, 3:25]
+    assert torch.equal(model(images), model(framed))
+    framed[..., 3, 3] = 5
+    assert not torch.equal(model(images), model(framed))
+
+
+def test_normalising_what_is_pooled() -> None:
+    standardize, convolution, pool, norm, activation = CNN(channels=[4], batch_norm="pooled", widths=[]).features
+    maps = norm(pool(convolution(standardize(torch.rand(8, 1, 28, 28)))))
+    torch.testing.assert_close(maps.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
+    assert maps.shape == activation(maps).shape == (8, 4, 14, 14)
