@@ -40,8 +40,9 @@ def official(seed: int) -> Result:
     test = DataLoader(torchvision.datasets.MNIST(ROOT, train=False, transform=transform), 1000)
     optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
-    seconds = 0.0
-    for _ in range(14):
+    epochs, seconds = 0, 0.0
+    while epochs < 14:
+        epochs += 1
         began = time.perf_counter()
         model.train()
         for images, labels in train:
@@ -55,7 +56,7 @@ def official(seed: int) -> Result:
             right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in test)
         if right >= 9_900:
             break
-    return {"seconds": seconds, "accuracy": right / 10_000, "epochs": epoch}
+    return {"seconds": seconds, "accuracy": right / 10_000, "epochs": epochs}
 
 
 def one_epoch(seed: int) -> Result:
