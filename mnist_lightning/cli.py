@@ -27,6 +27,7 @@ from mnist_lightning.callbacks import (
     BestCheckpoint,
     CalmProgressBar,
     LastCheckpoint,
+    NoProfiler,
     ReproducibleEpochs,
     RunFiles,
     TensorBoardFigures,
@@ -252,6 +253,8 @@ class CLI(LightningCLI):
                 callbacks += [self.best, LastCheckpoint()]
         if trainer["logger"] in (None, True):
             kwargs["logger"] = self._logger(trainer["default_root_dir"]) if self.subcommand == "fit" else False
+        if trainer["profiler"] is None:
+            kwargs["profiler"] = NoProfiler()
         self.trainer_defaults["callbacks"] = callbacks
         try:
             return super().instantiate_trainer(**kwargs)
