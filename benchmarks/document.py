@@ -14,39 +14,42 @@ from PIL import Image
 
 from mnist_lightning.data.sources import read
 from mnist_lightning.evaluation import comparison_figures as pictures
-from mnist_lightning.evaluation.comparison import Comparison, Row, compare, markdown
+from mnist_lightning.evaluation.comparison import COLUMNS, Comparison, Row, compare, markdown
 from mnist_lightning.evaluation.runs import Run, read_runs
 from mnist_lightning.files import write_whole
 
 REPORTED = Path(__file__).parent / "results" / "reported.csv"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
 
-MAIN_TEXT = """# Results
+TEXT = """# Results
 
-Every config of the project, on real MNIST: 55,000 images train, 5,000 choose the checkpoint, and 10,000 test it, once.
-Written by `benchmarks/document.py` from the run folders that `benchmarks/accuracy.py` left; a row a run is in
-[benchmarks/results/accuracy.csv](../benchmarks/results/accuracy.csv). What the columns and the verdicts mean says
-[the README](../README.md#compare). {machine}
+Every config of the project on real MNIST: 55,000 images train, 5,000 choose the checkpoint, and 10,000 test it, once.
+Written by `benchmarks/document.py` from the run folders that `benchmarks/accuracy.py` left; one row a run is in
+[accuracy.csv](../benchmarks/results/accuracy.csv). What the columns and the verdicts mean is told in
+[the README](../README.md#compare). Runs: {machine} Two ran side by side, and some were stopped for a while,
+so their seconds are left out here; [benchmarks/README.md](../benchmarks/README.md#speed) has those of trainings that
+had the machine for themselves. On another number of threads a seed gives other weights, because sums are taken in
+another order.
 
-## The six families
+## The families
 
-![Test accuracy of the six families with 95 % intervals](accuracies.png)
+![Test accuracy of the families with 95 % intervals](accuracies.png)
 
 {main}
-
 ![Loss and error over the epochs](curves.png)
 
 ## Models of earlier reports
 
-Rebuilt to the parameter, trained under one protocol. The reports took the test set for validation, or do not say;
-learning rates and epochs that they do not tell are ours. Their parameters count batch norm's running statistics.
+Rebuilt to the parameter (the reports count batch norm's running statistics) and trained under one protocol. Learning
+rates and epochs that a report does not tell are ours. A report that names no validation images has chosen on the test
+set, or not at all.
 
 {published}
 
 ## Cross-entropy and mean squared error
 
-The families were compared by mean squared error between probabilities and one-hot labels, too; that was reported as
-pictures only. Losses are those of the training: they cannot be compared along a line.
+The families were also compared by the mean squared error between probabilities and one-hot labels; that was reported as
+pictures only. The losses are those of the training, and cannot be compared along a line.
 
 {mse}
 """
@@ -66,9 +69,9 @@ def document(runs: list[Run]) -> tuple[str, Comparison]:
     rows = {row.name: row for row in of(*PUBLISHED).rows}
     published = [_reported(line, rows[line["config"]]) for line in csv.DictReader(REPORTED.open(newline=""))]
     pairs = [of(name.removesuffix("+mse"), name) for name in MSE if name in by_name]
-    return MAIN_TEXT.format(
+    return TEXT.format(
         machine=_machine(runs),
-        main=markdown(main),
+        main=markdown(main, [name for name in COLUMNS if name not in ("seconds", "images/s")]),
         published=_table("config|parameters|reported %|reported loss|measured %|n|95 % interval|loss|", published),
         mse=_table("cross-entropy|accuracy %|loss|`mse`|accuracy %|loss|verdict", [_mse(pair) for pair in pairs]),
     ), main
@@ -77,8 +80,8 @@ def document(runs: list[Run]) -> tuple[str, Comparison]:
 def _machine(runs: list[Run]) -> str:
     devices = Counter((run.summary["device"], run.summary["cpu_threads"]) for run in runs)
     versions = Counter((run.summary["versions"]["torch"], run.summary["versions"]["lightning"]) for run in runs)
-    where = "; ".join(f"{count} runs on {device}, {threads} thread(s)" for (device, threads), count in devices.items())
-    return f"{where}. " + "; ".join(f"torch {torch}, Lightning {lightning}" for torch, lightning in versions) + "."
+    parts = [f"{count} on {device}, {threads} thread(s)" for (device, threads), count in devices.items()]
+    return ", ".join([*parts, *(f"torch {torch}, Lightning {lightning}" for torch, lightning in versions)]) + "."
 
 
 def _reported(line: dict[str, str], row: Row) -> list[str]:

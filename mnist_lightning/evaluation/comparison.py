@@ -254,15 +254,16 @@ def rich_table(comparison: Comparison) -> Table:
     return table
 
 
-def markdown(comparison: Comparison) -> str:
-    """The rows and the verdicts, to paste."""
-    lines = [
-        f"**{_title(comparison)}**",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        f"| --- |{' ---: |' * (len(COLUMNS) - 1)}",
-    ]
-    lines += [f"| {' | '.join(cell(row) for cell in COLUMNS.values())} |" for row in comparison.rows]
+def markdown(comparison: Comparison, columns: Sequence[str] = tuple(COLUMNS)) -> str:
+    """The rows and the verdicts, to paste.
+
+    Args:
+        comparison: Of any models.
+        columns: Some of `COLUMNS`.
+    """
+    lines = [f"**{_title(comparison)}**", ""]
+    lines += [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
+    lines += [f"| {' | '.join(COLUMNS[name](row) for name in columns)} |" for row in comparison.rows]
     lines += ["", *(f"- {pair.verdict} (p = {pair.p:.2g})" for pair in comparison.pairs), ""]
     return "\n".join(lines)
 
