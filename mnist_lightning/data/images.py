@@ -105,7 +105,7 @@ class MNISTDataModule(LightningDataModule):
         root: Folder of the data; by default $MNIST_LIGHTNING_DATA, else `data`.
         fallback: Source to use, with a warning, where `source` is neither on disk nor downloadable. By default
             there is none, and that is an error.
-        batch_size: Images a batch, per process.
+        batch_size: Images a batch, per process; in evaluation, which keeps nothing for gradients, four times as many.
         augment: Ranges of the random distortions of training images; null for none.
         val_size: Validation images: a number of them, or a share of the training images. 1/12 of MNIST's 60,000
             are 5,000.
@@ -215,7 +215,7 @@ class MNISTDataModule(LightningDataModule):
             device: Where the batches shall be.
         """
         dataset = self._dataset(split, augmented=False)
-        for part in torch.split(torch.arange(len(dataset)), self.batch_size):
+        for part in torch.split(torch.arange(len(dataset)), self._evaluation_batch_size):
             batch = self.transfer_batch_to_device(dataset.__getitems__(part.tolist()), torch.device(device), 0)
             yield self.on_after_batch_transfer(batch, 0)
 
@@ -248,7 +248,8 @@ class MNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled anew in every epoch; each process its own share."""
         dataset = self._dataset("train", augmented=True)
-        return self._loader(dataset, EpochSampler(dataset, *self._shard(), seed=mixed_seed(self.seed)))
+        sampler = EpochSampler(dataset, *self._shard(), seed=mixed_seed(self.seed))
+        return self._loader(dataset, sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In order; each process its own share, no image twice."""
@@ -265,7 +266,8 @@ class MNISTDataModule(LightningDataModule):
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         dataset = self._dataset(split, augmented=False)
         # Lightning's own choice, DistributedSampler, repeats images to even out the processes.
-        return self._loader(dataset, UnrepeatedDistributedSampler(dataset, *self._shard(), shuffle=False))
+        sampler = UnrepeatedDistributedSampler(dataset, *self._shard(), shuffle=False)
+        return self._loader(dataset, sampler, self._evaluation_batch_size)
 
     def _dataset(self, split: str, augmented: bool) -> Any:
         """What hands out a split's batches; a module of other batches overrides this and `on_after_batch_transfer`."""
@@ -275,10 +277,14 @@ class MNISTDataModule(LightningDataModule):
         """Number of processes and this one's rank."""
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
-    def _loader(self, dataset: Any, sampler: DistributedSampler[int]) -> DataLoader[Any]:
+    @property
+    def _evaluation_batch_size(self) -> int:
+        return 4 * self.batch_size
+
+    def _loader(self, dataset: Any, sampler: DistributedSampler[int], batch_size: int) -> DataLoader[Any]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_as_they_are,
