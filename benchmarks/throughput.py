@@ -4,7 +4,8 @@
 - fit: `mnist-lightning fit` as users run it, with logging, metrics, checkpoints and a progress bar on a terminal;
 - stock: the same LightningModule with torchvision's dataset, a transform per image and a DataLoader.
 
-Augmentation is off in all three. And batches alone: the data module's against torchvision's per-image path.
+On a GPU where there is one. Augmentation is off in all three. And batches alone: the data module's against
+torchvision's per-image path.
 
     python benchmarks/throughput.py            # writes results/throughput.json, about 15 minutes on two cores
 """
@@ -43,6 +44,7 @@ RESULTS = Path(__file__).parent / "results" / "throughput.json"
 STEPS = {"mlp": 430, "lenet": 430, "cnn": 430, "resnet": 215, "densenet": 150}  # an epoch, or a part of one
 EPOCHS = {"mlp": 3, "lenet": 2, "cnn": 1, "resnet": 1, "densenet": 1}
 BATCH = 128
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build(name: str) -> Any:
@@ -54,19 +56,19 @@ def build(name: str) -> Any:
 
 def bare(name: str, data: MNISTDataModule, epochs: int, steps: int) -> float:
     """Seconds a step of a bare loop that validates after each epoch."""
-    model = build(name)
+    model = build(name).to(DEVICE)
     h = model.hparams
     decayed = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": h["weight_decay"]}
     plain = {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}
     optimizer = torch.optim.AdamW([decayed, plain], lr=h["lr"], fused=True)
     schedule = OneCycleLR(optimizer, h["lr"], total_steps=steps * epochs, cycle_momentum=False)
-    images, labels = data.images_and_labels("train")
-    val_images, val_labels = data.images_and_labels("val")
+    images, labels = (part.to(DEVICE) for part in data.images_and_labels("train"))
+    val_images, val_labels = (part.to(DEVICE) for part in data.images_and_labels("val"))
     began = time.perf_counter()
     for _ in range(epochs):
         model.train()
-        for index in torch.randperm(len(labels)).split(BATCH)[:steps]:
-            with torch.autocast("cpu", torch.bfloat16):
+        for index in torch.randperm(len(labels)).to(DEVICE).split(BATCH)[:steps]:
+            with torch.autocast(DEVICE.type, torch.bfloat16):
                 logits = model(images[index].unsqueeze(1).float().div_(255))
             loss = F.cross_entropy(logits.float(), labels[index], label_smoothing=h["label_smoothing"])
             optimizer.zero_grad()
@@ -75,7 +77,7 @@ def bare(name: str, data: MNISTDataModule, epochs: int, steps: int) -> float:
             schedule.step()
         model.eval()
         right = 0
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
             for x, y in zip(val_images.split(BATCH)[: steps // 10], val_labels.split(BATCH), strict=False):
                 right += int((model(x.unsqueeze(1).float().div_(255)).argmax(1) == y).sum())
     return (time.perf_counter() - began) / (epochs * steps)
@@ -142,7 +144,7 @@ def stock(name: str, epochs: int, steps: int, workers: int = 0) -> float:
             callbacks=[clock],
             limit_train_batches=steps,
             limit_val_batches=steps // 10,
-            accelerator="cpu",
+            accelerator="auto",
         )
         trainer.fit(build(name), *stock_loaders(workers))
     return clock.seconds / (epochs * steps)
@@ -179,7 +181,7 @@ def main() -> None:
     data.setup("fit")
     results: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     results |= {
-        "device": _device_name(torch.device("cpu")),
+        "device": _device_name(DEVICE),
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),

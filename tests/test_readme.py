@@ -13,8 +13,9 @@ def blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks(README), ids=["connectivity", "Trainer", "bare loop"])
+@pytest.mark.parametrize("code", blocks(README), ids=["compare", "connectivity", "Trainer", "bare loop"])
 def test_library_examples_run(code: str) -> None:
+    Path("lightning_logs").mkdir()
     names: dict[str, object] = {}
     exec(code, names)  # the README's own words
 
