@@ -27,9 +27,8 @@ Every config of the project on real MNIST: 55,000 images train, 5,000 choose the
 Written by `benchmarks/document.py` from the run folders that `benchmarks/accuracy.py` left; one row a run is in
 [accuracy.csv](../benchmarks/results/accuracy.csv). What the columns and the verdicts mean is told in
 [the README](../README.md#compare). Runs: {machine} Two ran side by side, and some were stopped for a while,
-so their seconds are left out here; [benchmarks/README.md](../benchmarks/README.md#speed) has those of trainings that
-had the machine for themselves. On another number of threads a seed gives other weights, because sums are taken in
-another order.
+so their seconds are left out here; [the README](../README.md#train) has those of trainings that had the machine for
+themselves. On another number of threads a seed gives other weights, because sums are taken in another order.
 
 ## The families
 

@@ -1,7 +1,7 @@
 """What a process costs before its first step, and in memory; each in processes of their own, alternating.
 
-- seconds: importing torch, lightning and torchmetrics, and nothing else, against `mnist-lightning --help`,
-  `compare --help`, and `fit` until its first training step begins;
+- seconds: importing torch, lightning and torchmetrics and nothing else, not even an orderly end of the process, against
+  `mnist-lightning --help`, `compare --help`, and `fit` until its first training step begins;
 - peak memory: `fit --config mlp` against a bare loop over the same images with the same model.
 
     python benchmarks/startup.py               # writes results/startup.json, some 3 minutes
@@ -70,7 +70,7 @@ def main() -> None:
     fit = (*ours, "fit", "--config", "mlp", "--data.fallback", "null")
     root = f"ROOT = {str(Path(os.environ.get('MNIST_LIGHTNING_DATA', 'data')).resolve())!r}\n"
     ways: dict[str, tuple[str, ...]] = {
-        "import torch, lightning, torchmetrics": ("-c", "import torch, lightning, torchmetrics"),
+        "import torch, lightning, torchmetrics": ("-c", "import os, torch, lightning, torchmetrics; os._exit(0)"),
         "--help": (*ours, "--help"),
         "compare --help": (*ours, "compare", "--help"),
         "fit to the first step": (*fit, "--trainer.callbacks+=startup.FirstStep"),
