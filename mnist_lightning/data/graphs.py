@@ -120,7 +120,7 @@ class MNISTSuperpixelsDataModule(MNISTDataModule):
         >>> data.setup("fit")
         >>> batch = next(data.batches("val"))
         >>> batch.num_graphs, batch.x.shape[1], batch.pos.shape[1]
-        (64, 2, 2)
+        (120, 2, 2)
 
     Args:
         augment: Ranges of the random maps of the training graphs' positions; null for none.

@@ -104,6 +104,7 @@ def test_a_strange_image_is_an_outlier_of_its_class(train: Part, test: Part) -> 
     assert 100 in explore("digits", (images, train[1]), test).outliers()
 
 
+@pytest.mark.slow
 def test_the_report_needs_no_other_file() -> None:
     main(["explore", "--source", "digits", "--output", "about"])
     page = Path("about/index.html").read_text()
