@@ -5,7 +5,7 @@ import atexit
 import gc
 
 # Torch and Lightning bring half a million objects that all stay. Looking for garbage among them, while they are
-# imported and again and again afterwards, takes a third of the time until the first training step.
+# imported and again and again afterwards, took 2 of 6 seconds of imports on a busy machine.
 _collecting = gc.isenabled()
 gc.disable()
 

@@ -103,8 +103,8 @@ def main(args: list[str] | None = None) -> None:
 def _keep_freed_memory() -> None:
     """Tells glibc to keep the memory of large tensors, which the next step needs again.
 
-    By default it goes back to the kernel and comes again page by page: a fifth of a convolutional model's training
-    time on a CPU (benchmarks/README.md).
+    By default it goes back to the kernel and comes again page by page: a quarter of ResNet's training step on a CPU,
+    and more of DenseNet's (benchmarks/README.md).
     """
     with contextlib.suppress(OSError, AttributeError):  # not Linux, or another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
