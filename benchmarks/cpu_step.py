@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 import yaml
-from throughput import CONFIGS, build
+from throughput import CONFIGS, build, machine
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from mnist_lightning import Augmentation, MNISTDataModule
-from mnist_lightning.callbacks import _device_name
 from mnist_lightning.cli import _keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results" / "cpu_step.json"
@@ -122,9 +121,7 @@ def main() -> None:
         print(milliseconds(arguments.models[0], arguments.without))
         return
     results: dict[str, Any] = {
-        "device": _device_name(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **machine(),
         "rounds": arguments.rounds,
     }
     _keep_freed_memory()

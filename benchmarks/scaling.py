@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from matplotlib.figure import Figure
+from throughput import machine
 from torch.nn import functional as F
 
 from mnist_lightning import GNN, LeNet5, MNISTDataModule, MNISTSuperpixelsDataModule
-from mnist_lightning.callbacks import _device_name
 from mnist_lightning.cli import _keep_freed_memory
 from mnist_lightning.files import write_whole
 
@@ -174,9 +174,7 @@ def main() -> None:
         "edges": (edges, "edges", "ms"),
     }
     results: dict[str, Any] = {
-        "device": _device_name(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **machine(),
         "rounds": rounds,
         **{name: points for name, (points, _, _) in power_laws.items()},
         "exponents": {

@@ -84,7 +84,10 @@ def main() -> None:
     seconds = {name: round(median(s for s, _ in values), 2) for name, values in found.items()}
     mebibytes = {name: round(median(m for _, m in values)) for name, values in found.items()}
     imports = "import torch, lightning, torchmetrics"
+    from throughput import machine  # here, because `FirstStep` must be imported fast
+
     results = {
+        **machine(),
         "rounds": rounds,
         "seconds": {name: value for name, value in seconds.items() if name not in ("bare loop", "fit")},
         "seconds_over_imports": {

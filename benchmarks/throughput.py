@@ -49,6 +49,20 @@ EVALUATED = 4 * BATCH  # the data module's choice
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def machine() -> dict[str, Any]:
+    """What was measured on, and with what."""
+    return {
+        "device": _device_name(DEVICE),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "lightning": lightning.__version__,
+        },
+    }
+
+
 def build(name: str) -> Any:
     """The model of a config, freshly initialised."""
     model = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]
@@ -184,14 +198,7 @@ def main() -> None:
     data.setup("fit")
     results: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     results |= {
-        "device": _device_name(DEVICE),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "lightning": lightning.__version__,
-        },
+        **machine(),
         "batch_size": BATCH,
         "batches": batches(data),
     }

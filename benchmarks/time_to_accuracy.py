@@ -9,7 +9,6 @@ and of the slow ones only as many rounds as are asked for.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-import lightning
-import torch
-import torchvision
-
-from mnist_lightning.callbacks import _device_name
+from throughput import machine
 
 RESULTS = Path(__file__).parent / "results" / "time_to_accuracy.json"
 RIVALS = Path(__file__).with_name("rivals.py")
@@ -90,14 +85,7 @@ def main() -> None:
         print(seed, {name: {k: round(v, 3) for k, v in r[-1].items()} for name, r in rounds.items()}, flush=True)
     ours = rounds["speedrun"]
     results = {
-        "device": _device_name(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "lightning": lightning.__version__,
-        },
+        **machine(),
         **{name: summary(r) for name, r in rounds.items()},
         "train_over_bare": round(
             median(o["seconds"] / b["seconds"] for o, b in zip(ours, rounds["bare"], strict=False)), 3
