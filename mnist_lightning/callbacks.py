@@ -30,7 +30,18 @@ if TYPE_CHECKING:  # drawing is imported when there is something to draw
 _PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "numpy")
 
 
-class ReproducibleEpochs(Callback):
+class _IdleInSteps(Callback):
+    """Has nothing to do within a step: Lightning leaves out what is None, and calls each callback six times a step."""
+
+    on_train_batch_start = None  # type: ignore[assignment]
+    on_train_batch_end = None  # type: ignore[assignment]
+    on_before_zero_grad = None  # type: ignore[assignment]
+    on_before_backward = None  # type: ignore[assignment]
+    on_after_backward = None  # type: ignore[assignment]
+    on_before_optimizer_step = None  # type: ignore[assignment]
+
+
+class ReproducibleEpochs(_IdleInSteps):
     """Seeds dropout's random numbers anew in every epoch.
 
     A checkpoint does not hold the generators' state: without this, a resumed run would draw others.
@@ -81,7 +92,7 @@ class CalmProgressBar(RichProgressBar):
             super().refresh(hard)
 
 
-class BestCheckpoint(ModelCheckpoint):
+class BestCheckpoint(_IdleInSteps, ModelCheckpoint):  # type: ignore[misc]
     """Keeps `best.ckpt`: of the epochs with the highest validation accuracy, the last.
 
     A few thousand images often give several epochs the same accuracy. Lightning keeps the first of them; where the
@@ -91,30 +102,20 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self) -> None:
         super().__init__(monitor="val/acc", mode="max", filename="best", enable_version_counter=False)
 
-    @property
-    def state_key(self) -> str:
-        """A constant: Lightning's is put together anew for each hook of each step: some 20 µs a step."""
-        return "BestCheckpoint"
-
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Lightning's hook: an epoch as good as the best is taken as better."""
         equal = current is not None and current == self.best_model_score
         return super().check_monitor_top_k(trainer, current) or trainer.strategy.reduce_boolean_decision(bool(equal))
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(_IdleInSteps, ModelCheckpoint):  # type: ignore[misc]
     """Keeps `last.ckpt`, of the epoch that has just ended."""
 
     def __init__(self) -> None:
         super().__init__(filename="last", enable_version_counter=False)
 
-    @property
-    def state_key(self) -> str:
-        """A constant, as `BestCheckpoint`'s."""
-        return "LastCheckpoint"
 
-
-class RunFiles(Callback):
+class RunFiles(_IdleInSteps):
     """Measures the training and writes `summary.json` and `test_predictions.npz` after the test.
 
     Training and validation are evaluated again, as the test set was: undistorted, with the chosen checkpoint.
@@ -220,7 +221,7 @@ def _device_name(device: torch.device) -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
 
 
-class TensorBoardFigures(Callback):
+class TensorBoardFigures(_IdleInSteps):
     """Fills TensorBoard: chart layout and model graph at the start, figures and hyper-parameters after the test."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -90,6 +90,13 @@ class Classifier(LightningModule, ABC):
         self._collected: list[tuple[Tensor, Tensor]] = []
         self._since_logged: list[tuple[Tensor, Tensor]] = []  # logits and labels of each step
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the running hook's name 42 times a step, and torch looks each time whether it is a parameter.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def setup(self, stage: str) -> None:
         """Compiles, where that was asked for."""
         if self.hparams["compile"] and self._compiled_call_impl is None:  # each stage sets the model up
