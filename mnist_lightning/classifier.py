@@ -118,6 +118,33 @@ class Classifier(LightningModule, ABC):
                 return (images,), labels
         raise self._refusal("batches (images, labels) with float images [B, 1, 28, 28]", batch)
 
+    def inputs(self, digits: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` takes, of digits as they are in files; a model of other data overrides this.
+
+        Args:
+            digits: uint8 [N, 28, 28].
+        """
+        return (digits.to(self.device).unsqueeze(1).float().div_(255),)
+
+    @torch.no_grad()
+    def classify(self, digits: Tensor) -> Tensor:
+        """Logits of digits as they are in files, whatever the model is made for; in evaluation mode, for use.
+
+        Args:
+            digits: uint8 [N, 28, 28], light on dark, in MNIST's manner (`handwriting.digit_of` makes them so).
+
+        Returns:
+            float [N, 10], on the CPU.
+
+        Raises:
+            InputError: If these are no such digits.
+        """
+        if digits.dtype != torch.uint8 or digits.shape[1:] != (28, 28):
+            raise InputError(f"digits are {_description(digits)}; they must be uint8 [N, 28, 28]")
+        if not len(digits):
+            return torch.empty(0, CLASSES)
+        return torch.cat([self(*self.inputs(part)).float().cpu() for part in digits.split(512)])
+
     def _refusal(self, wanted: str, batch: Any) -> InputError:
         data = getattr(self._trainer, "datamodule", None)
         giver = type(data).__name__ if data is not None else "the data loader"

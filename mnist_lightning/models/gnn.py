@@ -60,6 +60,15 @@ class GNN(Classifier):
             return (batch.x, batch.edge_index, batch.pos, batch.batch), batch.y
         raise self._refusal("batches of graphs (--data MNISTSuperpixelsDataModule)", batch)
 
+    def inputs(self, digits: Tensor) -> tuple[Tensor, ...]:
+        """The superpixel graphs of digits, uint8 [N, 28, 28], as `forward` takes them."""
+        from mnist_lightning.data.graphs import batch_of
+        from mnist_lightning.data.superpixels import superpixel_graphs
+
+        count = len(digits)
+        batch = batch_of(superpixel_graphs(digits.cpu()), torch.arange(count), torch.zeros(count, dtype=torch.long))
+        return self.unpack(batch.to(self.device))[0]
+
     def forward(self, x: Tensor, edge_index: Tensor, pos: Tensor, batch: Tensor | None = None) -> Tensor:
         """Maps graphs to logits.
 

@@ -42,6 +42,16 @@ def test_logits(build: type[Classifier], take: Take) -> None:
     assert logits.isfinite().all()
 
 
+def test_classifies_digits_as_they_are_in_files(build: type[Classifier], take: Take, digits: MNISTDataModule) -> None:
+    model = build().eval()
+    images = digits.images_and_labels("train")[0][FIRST]
+    with torch.no_grad():
+        torch.testing.assert_close(model.classify(images), model(*take(FIRST)[0]))
+    assert model.classify(images[:0]).shape == (0, 10)
+    with pytest.raises(InputError, match=r"float32 tensor \[16, 28, 28\]; they must be uint8"):
+        model.classify(images.float())
+
+
 def test_every_parameter_learns(build: type[Classifier], take: Take) -> None:
     model = build()
     inputs, labels = take(FIRST)
