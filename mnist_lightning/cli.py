@@ -48,6 +48,7 @@ VERBS = {
     "compare": "mnist_lightning.evaluation.report.write_report",
     "explore": "mnist_lightning.evaluation.data_report.write_data_report",
     "connectivity": "mnist_lightning.explain.command.write_connectivity",
+    "classify": "mnist_lightning.deploy.classify.classify_pictures",
 }
 
 # Lightning's advice on problems that this package does not have.
@@ -124,7 +125,7 @@ class _Parser(LightningArgumentParser):
 
 
 def _run_verb(verb: str, args: list[str]) -> None:
-    """Translates arguments to the verb's function, and says which file it wrote."""
+    """Translates arguments to the verb's function, and prints what it returns: the file that it wrote, or answers."""
     module, _, name = VERBS[verb].rpartition(".")
     function = getattr(importlib.import_module(module), name)
     parser = _Parser(prog=f"mnist-lightning {verb}", description=_summary(function))
@@ -138,7 +139,11 @@ def _run_verb(verb: str, args: list[str]) -> None:
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*flags})
     arguments = parser.parse_args(args).as_dict()
     first = [value for name in several for value in arguments.pop(name)]
-    _print(function(*first, **arguments))
+    result = function(*first, **arguments)
+    _print(result)
+    if problems := getattr(result, "problems", []):  # with some of what was given; the rest is done
+        sys.stderr.writelines(f"mnist-lightning: error: {one_line(problem, 1000)}\n" for problem in problems)
+        sys.exit(1)
 
 
 def _summary(function: Any) -> str:

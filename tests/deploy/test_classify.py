@@ -1,0 +1,159 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mnist_lightning import GNN, Classifier, InputError
+from mnist_lightning.cli import main
+from mnist_lightning.data.sources import read
+from mnist_lightning.deploy.classify import classify, classify_pictures, remark
+
+Fails = Callable[..., str]
+
+
+class Nearest(Classifier):
+    """Knows some digits by heart."""
+
+    def __init__(self, **training: Any) -> None:
+        super().__init__(**training)
+        images, labels = read("digits", train=True)
+        self.layer = nn.Linear(784, 10)
+        means = torch.stack([images[labels == digit].float().flatten(1).mean(0) / 255 for digit in range(10)])
+        self.layer.weight.data = 2 * means
+        self.layer.bias.data = -means.pow(2).sum(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1))
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    return read("digits", train=False)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    return saved(Nearest(), tmp_path / "nearest")
+
+
+def saved(model: Classifier, folder: Path) -> str:
+    """A run's folder with a model's checkpoint."""
+    path = folder / "checkpoints" / "best.ckpt"
+    path.parent.mkdir(parents=True)
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    model.on_save_checkpoint(content)
+    torch.save(content, path)
+    return str(folder)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, digits: tuple[Tensor, Tensor]) -> Path:
+    """A folder with a picture of each class, dark on light, named by it."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    images, labels = digits
+    for digit in range(10):
+        image = images[int((labels == digit).nonzero()[3])].numpy()
+        Image.fromarray(255 - image).resize((140, 140)).save(folder / f"{digit}.png")
+    return folder
+
+
+def test_a_folder_of_pictures_is_named_digit_by_digit(checkpoint: str, pictures: Path) -> None:
+    answers = classify_pictures(checkpoint, str(pictures))
+    assert [Path(answer.file).name for answer in answers.answers] == [f"{digit}.png" for digit in range(10)]
+    right = [answer for answer in answers.answers if Path(answer.file).stem == str(answer.digit)]
+    assert len(right) >= 8  # what class means can do
+    for answer in answers.answers:
+        assert answer.digit != answer.runner_up
+        assert 1 >= answer.confidence >= answer.runner_up_confidence >= 0
+    assert not answers.problems
+
+
+def test_files_folders_and_patterns(checkpoint: str, pictures: Path) -> None:
+    one, folder = str(pictures / "7.png"), str(pictures)
+    assert len(classify_pictures(checkpoint, one).answers) == 1
+    assert len(classify_pictures(checkpoint, str(pictures / "[0-4].png"), one).answers) == 6
+    assert len(classify_pictures(one, checkpoint, folder).answers) == 11  # the order of arguments does not matter
+
+
+def test_table_and_exit_code(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["classify", checkpoint, str(pictures / "7.png")])
+    output = capsys.readouterr().out
+    assert "runner-up" in output
+    assert "7.png" in output.replace("\n", "")
+
+
+def test_bad_files_are_named_and_the_others_classified(
+    checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "text.png").write_text("no picture")
+    (pictures / "empty.png").touch()
+    Image.new("L", (200, 200), 255).save(pictures / "blank.png")
+    with pytest.raises(SystemExit) as exit_:
+        main(["classify", checkpoint, str(pictures), "absent.png", "--json"])
+    assert exit_.value.code == 1
+    printed = capsys.readouterr()
+    errors = printed.err.splitlines()
+    assert len(errors) == 4
+    for words in ("text.png is no picture", "empty.png is no picture", "blank.png is blank", "no picture absent.png"):
+        assert sum(words in line for line in errors) == 1
+    content = json.loads(printed.out)
+    assert len(content["answers"]) == 10
+    assert content["models"] == [checkpoint]
+    assert len(content["problems"]) == 4
+    assert set(content["answers"][0]) >= {"file", "digit", "confidence", "runner_up", "remark"}
+
+
+def test_models_vote(checkpoint: str, pictures: Path, tmp_path: Path, digits: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    other = saved(GNN(width=8, depth=1), tmp_path / "gnn")
+    alone = [classify_pictures(one, str(pictures)) for one in (checkpoint, other)]
+    together = classify_pictures(checkpoint, other, str(pictures))
+    for first, second, both in zip(*(each.answers for each in alone), together.answers, strict=True):
+        assert both.votes == [first.digit, second.digit]
+    models = [Nearest().eval(), GNN(width=8, depth=1).eval()]
+    probabilities = classify(models, digits[0][:5])
+    assert probabilities.shape == (2, 5, 10)
+    torch.testing.assert_close(probabilities.sum(2), torch.ones(2, 5))
+
+
+def test_contact_sheet(checkpoint: str, pictures: Path) -> None:
+    classify_pictures(checkpoint, str(pictures), output="sheet.png")
+    sheet = np.asarray(Image.open("sheet.png"))
+    assert sheet.shape == (2 * 164, 6 * 240, 3)
+    first = sheet[8:120, 8:232].mean(axis=2)
+    assert first[:, :112].mean() > 128 > first[:, 112:].mean()  # as it was, and as the model sees it
+
+
+def test_doubts_are_said(digits: tuple[Tensor, Tensor]) -> None:
+    digit = digits[0][0]
+    probabilities = torch.full((10,), 0.01)
+    probabilities[3] = 0.91
+    assert remark(digit, probabilities) == ""
+    probabilities[3], probabilities[5] = 0.6, 0.3
+    assert remark(digit, probabilities) == "unsure: 3 or 5"
+    assert remark(digit, torch.full((10,), 0.1)) == "may be no digit"
+    probabilities[3] = 0.99
+    assert remark(torch.full((28, 28), 255, dtype=torch.uint8), probabilities) == "may be no digit"
+
+
+def test_wrong_arguments_get_one_line(checkpoint: str, pictures: Path, fails: Fails) -> None:
+    seven = str(pictures / "7.png")
+    assert "no checkpoint is given" in fails("classify", seven)
+    assert "no picture is given" in fails("classify", checkpoint)
+    assert "there is no checkpoint absent.ckpt" in fails("classify", "absent.ckpt", seven)
+    assert "must end in .png, .jpg or .pdf" in fails("classify", checkpoint, seven, "--output", "sheet.html")
+    assert "there is no folder" in fails("classify", checkpoint, seven, "--output", "nowhere/sheet.png")
+    assert not Path("nowhere").exists()
+
+
+def test_the_folder_of_several_runs_is_not_a_run(pictures: Path, tmp_path: Path) -> None:
+    saved(Nearest(), tmp_path / "runs" / "version_0")
+    with pytest.raises(InputError, match=r"has several runs, give one: .*version_0"):
+        classify_pictures(str(tmp_path / "runs"), str(pictures))
