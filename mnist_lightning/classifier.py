@@ -143,7 +143,7 @@ class Classifier(LightningModule, ABC):
             raise InputError(f"digits are {_description(digits)}; they must be uint8 [N, 28, 28]")
         if not len(digits):
             return torch.empty(0, CLASSES)
-        return torch.cat([self(*self.inputs(part)).float().cpu() for part in digits.split(512)])
+        return torch.cat([self(*self.inputs(part)).float().cpu() for part in torch.split(digits, 512)])
 
     def _refusal(self, wanted: str, batch: Any) -> InputError:
         data = getattr(self._trainer, "datamodule", None)

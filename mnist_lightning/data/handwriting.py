@@ -94,6 +94,9 @@ def digit_of(picture: Image.Image, name: str = "the picture") -> Tensor:
     ink = _ink(grey)
     mask = _digit(ink)
     if mask is None:
+        ink = _filling_ink(grey)
+        mask = _digit(ink)
+    if mask is None:
         raise InputError(f"{name} is blank: nothing on it is clearly darker or lighter than the rest")
     return torch.from_numpy(_centred(_boxed(ink, mask)))
 
@@ -102,19 +105,21 @@ def _grey(picture: Image.Image) -> Pixels:
     """Float32 [H, W] in [0, 1], the longer side at most `WORKING_SIDE`; what is transparent has the ink's opposite."""
     if picture.mode.startswith(("I", "F")):  # 16 or 32 bits, which Pillow clips to 8 instead of scaling
         values = np.asarray(picture, dtype=np.float32)
-        picture = Image.fromarray(np.uint8(255 * (values - values.min()) / max(float(np.ptp(values)), 1e-6)))
+        values = 255 * (values - values.min()) / max(float(np.ptp(values)), 1e-6)
+        picture = Image.fromarray(values.astype(np.uint8))
     if picture.mode in ("P", "PA", "LA", "RGBA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         alpha = np.asarray(picture)[..., 3:].astype(np.float32) / 255
         colours = np.asarray(picture.convert("RGB")).astype(np.float32)
         dark = (colours * alpha).sum() < 127.5 * 3 * alpha.sum()
-        picture = Image.fromarray(np.uint8(colours * alpha + (255 if dark else 0) * (1 - alpha)))
+        seen = colours * alpha + (255 if dark else 0) * (1 - alpha)
+        picture = Image.fromarray(seen.astype(np.uint8))
     picture = picture.convert("L")
     shrunk = max(picture.size) / WORKING_SIDE
     if shrunk > 1:
         size = (max(1, round(picture.width / shrunk)), max(1, round(picture.height / shrunk)))
         picture = picture.resize(size, Image.Resampling.BOX)
-    return np.asarray(picture, dtype=np.float32) / 255
+    return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
 
 def _is_mnist_like(grey: Pixels) -> bool:
@@ -123,7 +128,7 @@ def _is_mnist_like(grey: Pixels) -> bool:
         return False
     rows, columns = (np.flatnonzero((grey > 0.02).any(axis=axis)) for axis in (1, 0))
     long = max(np.ptp(rows), np.ptp(columns)) + 1
-    return 18 <= long <= 22 and max(abs(np.array(ndimage.center_of_mass(grey)) - 14)) <= 1.5
+    return bool(18 <= long <= 22 and max(abs(np.array(ndimage.center_of_mass(grey)) - 14)) <= 1.5)
 
 
 def _ink(grey: Pixels) -> Pixels:
@@ -150,6 +155,14 @@ def _ink(grey: Pixels) -> Pixels:
     if sign < 0:  # shadow darkens ink and paper alike: what counts is the share of the light that is missing
         bright = np.clip(light - shade, 0.1, None)
         ink *= np.median(bright) / bright
+    return ink
+
+
+def _filling_ink(grey: Pixels) -> Pixels:
+    """As `_ink`, of a picture so full of ink that only its edges show what is paper."""
+    edges = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    away = grey - np.median(edges)
+    ink: Pixels = away * np.sign(away.mean())
     return ink
 
 
@@ -185,21 +198,18 @@ def _digit(ink: Pixels) -> NDArray[np.bool_] | None:
     for level in (0.2, 0.3, 0.45, 0.6):
         parts, count = ndimage.label(smooth > max(level * peak, 4 * noise), np.ones((3, 3)))
         boxes = ndimage.find_objects(parts)
-        mass = np.bincount(parts.ravel(), weights=smooth.ravel())[1:]
+        mass = np.bincount(parts.ravel(), weights=smooth.ravel())[1:].astype(np.float64)
         out = [_runs_out(box, ink.shape) for box in boxes]
         least = side / 10 if any(out) else 0  # of a picture that the digit fills, a speck within is not the digit
         inside = [i for i in range(count) if not out[i] and _long(boxes[i]) >= least]
-        if inside:
-            largest = max(inside, key=lambda i: mass[i])
-            found.append((mass[largest], _near(largest, inside, boxes, mass)[parts]))
-    if not found:
-        largest = int(mass.argmax())
-        return _near(largest, range(count), boxes, mass)[parts]
+        candidates = inside or range(count)
+        largest = max(candidates, key=lambda i: mass[i])
+        found.append((mass[largest] if inside else 0.0, _near(largest, candidates, boxes, mass)[parts]))
     return max(found, key=lambda one: one[0])[1]
 
 
 def _long(box: tuple[slice, ...]) -> int:
-    return max(part.stop - part.start for part in box)
+    return max(int(part.stop) - int(part.start) for part in box)
 
 
 def _runs_out(box: tuple[slice, ...], shape: tuple[int, ...]) -> bool:

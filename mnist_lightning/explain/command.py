@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mnist_lightning.checkpoint import find_checkpoint, load
-from mnist_lightning.data.sources import read, read_picture
+from mnist_lightning.data.handwriting import digit_of, open_picture
+from mnist_lightning.data.sources import read
 from mnist_lightning.errors import InputError
 from mnist_lightning.explain.connectivity import Method, connectivity
 from mnist_lightning.explain.drawings import connectivity_sheet
@@ -61,10 +62,8 @@ def write_connectivity(
     if not isinstance(model, GNN):
         raise InputError(f"{checkpoint} holds a {type(model).__name__}; connectivity explains a GNN")
     if image is not None:
-        picture = read_picture(Path(image))
-        # MNIST is light on dark, paper is not: ink covers less than half of a picture.
         digits: list[tuple[str, Tensor, int | None]]
-        digits = [(Path(image).name, picture if picture.float().mean() < 128 else 255 - picture, None)]
+        digits = [(Path(image).name, digit_of(open_picture(image), image), None)]
     else:
         digits = _test_digits(source or _source(checkpoint), root, index, indices)
     found = [connectivity(model, picture, label, target, method) for _, picture, label in digits]

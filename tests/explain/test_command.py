@@ -88,7 +88,7 @@ def test_a_picture_of_ones_own_dark_on_light(folder: Path, digits: MNISTDataModu
         (["--index", "-1"], "there is no test image -1"),
         (["--indices", "1,x"], "indices is '1,x'; it must be numbers"),
         (["--index", "1", "--indices", "2"], "give one of index, indices and image"),
-        (["--image", "absent.png"], "absent.png is no picture"),
+        (["--image", "absent.png"], "there is no picture absent.png"),
         (["--output", "seven.gif"], "must end in .html, .png, .svg or .pdf"),
         (["--output", "nowhere/seven.png"], "there is no folder"),
         (["--method", "guess"], "method"),
