@@ -21,7 +21,7 @@ from mnist_lightning.data.handwriting import digit_of, open_picture
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_whole
 
-SURE, LIKELY = 0.9, 0.5
+SURE, LIKELY = 0.9, 0.65
 # Mean intensities of MNIST's 70,000 digits, with some room: of a thin 1 and of a fat 0.
 _LEAST_INK, _MOST_INK = 0.015, 0.42
 _SIDE = 112  # pixels of a picture on the contact sheet

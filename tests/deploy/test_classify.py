@@ -136,7 +136,7 @@ def test_doubts_are_said(digits: tuple[Tensor, Tensor]) -> None:
     probabilities = torch.full((10,), 0.01)
     probabilities[3] = 0.91
     assert remark(digit, probabilities) == ""
-    probabilities[3], probabilities[5] = 0.6, 0.3
+    probabilities[3], probabilities[5] = 0.7, 0.2
     assert remark(digit, probabilities) == "unsure: 3 or 5"
     assert remark(digit, torch.full((10,), 0.1)) == "may be no digit"
     probabilities[3] = 0.99
