@@ -48,7 +48,10 @@ VERBS = {
     "compare": "mnist_lightning.evaluation.report.write_report",
     "explore": "mnist_lightning.evaluation.data_report.write_data_report",
     "connectivity": "mnist_lightning.explain.command.write_connectivity",
+    "gradcam": "mnist_lightning.explain.gradcam.write_gradcam",
     "classify": "mnist_lightning.deploy.classify.classify_pictures",
+    "export": "mnist_lightning.deploy.export.export_model",
+    "app": "mnist_lightning.deploy.app.serve",
 }
 
 # Lightning's advice on problems that this package does not have.
@@ -140,7 +143,8 @@ def _run_verb(verb: str, args: list[str]) -> None:
     arguments = parser.parse_args(args).as_dict()
     first = [value for name in several for value in arguments.pop(name)]
     result = function(*first, **arguments)
-    _print(result)
+    if result is not None:
+        _print(result)
     if problems := getattr(result, "problems", []):  # with some of what was given; the rest is done
         sys.stderr.writelines(f"mnist-lightning: error: {one_line(problem, 1000)}\n" for problem in problems)
         sys.exit(1)
