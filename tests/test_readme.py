@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mnist_lightning.cli import main
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 
@@ -13,16 +15,27 @@ def blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks(README), ids=["compare", "connectivity", "Trainer", "bare loop"])
+COMPARE, *OTHERS = blocks(README)
+
+
+@pytest.mark.parametrize("code", OTHERS, ids=["connectivity", "classify", "Trainer", "bare loop"])
 def test_library_examples_run(code: str) -> None:
-    Path("lightning_logs").mkdir()
-    names: dict[str, object] = {}
-    exec(code, names)  # the README's own words
+    exec(code, {})  # the README's own words
+
+
+@pytest.mark.slow
+def test_the_example_of_compare_compares(capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ("MLP", "LeNet5"):
+        main(["fit", "--model", model, "--data.source", "digits", "--trainer.max_epochs", "1"])
+    capsys.readouterr()
+    exec(COMPARE, {})
+    output = capsys.readouterr().out
+    assert "'mlp'" in output
+    assert "'lenet5'" in output
+    assert " is better than " in output or " are not distinguishable at " in output
 
 
 def test_the_model_in_contributing_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mnist_lightning.cli import main
-
     (code,) = blocks(CONTRIBUTING)
     Path("contributed.py").write_text(code)
     monkeypatch.syspath_prepend(".")

@@ -115,7 +115,7 @@ def remark(digit: Tensor, probabilities: Tensor) -> str:
 
     Example:
         >>> from mnist_lightning.data.sources import read
-        >>> remark(read("digits", train=False)[0][0], torch.tensor([0.5, 0.45] + 8 * [0.00625]))
+        >>> remark(read("digits", train=False)[0][0], torch.tensor([0.7, 0.26] + 8 * [0.005]))
         'unsure: 0 or 1'
     """
     confidence, likeliest = probabilities.topk(2)
