@@ -79,7 +79,8 @@ def bootstrapped_accuracies(groups: Sequence[Correct], draws: int = 2_000, seed:
     accuracies = np.empty((len(runs), draws))
     for start in range(0, draws, 200):  # a part at a time, because the weights of all draws would take gigabytes
         count = min(200, draws - start)
-        times = random.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float32)
+        drawn = random.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images).astype(np.float32)
         accuracies[:, start : start + count] = runs @ times.T / images
     means = np.empty((len(groups), draws))
     first = 0

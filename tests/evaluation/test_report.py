@@ -74,6 +74,7 @@ def test_a_damaged_run_is_named_and_left_out(logs: Path, capsys: pytest.CaptureF
     assert "lenet5" in page
 
 
+@pytest.mark.slow
 def test_ensembles(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", str(logs / "lenet5"), str(logs / "mlp"), "--ensemble"])
     printed = capsys.readouterr().out
@@ -81,6 +82,7 @@ def test_ensembles(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ensemble: majority vote" in printed
 
 
+@pytest.mark.slow
 def test_names_of_experiments_are_no_markup(logs: Path) -> None:
     summary = logs / "mlp" / "version_0" / "summary.json"
     summary.write_text(summary.read_text().replace('"experiment": "mlp"', '"experiment": "<script>alert(1)</script>"'))

@@ -17,6 +17,7 @@ from mnist_lightning.cli import main
 from mnist_lightning.explain.page import principal_components
 
 Fails = Callable[..., str]
+pytestmark = pytest.mark.slow  # they share a training
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_several_digits_and_one_of_each_class(folder: Path) -> None:
     assert [digit["label"] for digit in page("connectivity.html")["digits"]] == list(range(10))
 
 
-@pytest.mark.parametrize("suffix", [".png", *(pytest.param(s, marks=pytest.mark.slow) for s in (".svg", ".pdf"))])
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_as_a_picture(suffix: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["connectivity", str(folder), "--index", "7", "--output", f"seven{suffix}"])
     assert f"seven{suffix}" in capsys.readouterr().out
