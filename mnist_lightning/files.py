@@ -1,9 +1,36 @@
 """Files that are there whole or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from mnist_lightning.errors import InputError
+
+
+def writable(output: str, suffixes: Sequence[str]) -> Path:
+    """The path of a file to write, checked before the work for it is done.
+
+    Args:
+        output: The path.
+        suffixes: What it may end in.
+
+    Raises:
+        InputError: If it ends in anything else, or its folder is not there.
+
+    Example:
+        >>> writable("seven.gif", [".png", ".pdf"])
+        Traceback (most recent call last):
+        mnist_lightning.errors.InputError: output is seven.gif; it must end in .png or .pdf
+    """
+    path = Path(output)
+    if path.suffix not in suffixes:
+        *first, last = suffixes
+        raise InputError(f"output is {output}; it must end in {', '.join(first)} or {last}")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder} to write {path.name} to")
+    return path
 
 
 @contextmanager

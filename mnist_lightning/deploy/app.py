@@ -22,7 +22,6 @@ from mnist_lightning.models.gnn import GNN
 
 if TYPE_CHECKING:
     import gradio
-    from matplotlib.axes import Axes
 
 LARGEST = 10 * 2**20  # bytes of a question; the page makes photos smaller than that before it asks
 _ASK = "/gradio_api/component_server/"
@@ -46,7 +45,9 @@ def serve(*checkpoints: str, port: int = 7860, host: str = "127.0.0.1") -> None:
     if not checkpoints:
         raise InputError("no checkpoint is given: app RUN_FOLDER, or several")
     _check_address(host, port)
-    names = _distinct([_name(checkpoint) for checkpoint in checkpoints])
+    from mnist_lightning.evaluation.comparison import distinct
+
+    names = distinct([_name(checkpoint) for checkpoint in checkpoints])
     app = start({name: load(path) for name, path in zip(names, checkpoints, strict=True)}, port, host)
     print(f"{app.local_url} shows {', '.join(names)}; Ctrl-C ends it", flush=True)
     try:
@@ -155,6 +156,7 @@ def _why(model: Classifier, digit: Tensor, said: int) -> tuple[bytes, str] | Non
         found = connectivity(model, digit)
         return _png(draw_graph, found), f"Connections: blue for {said}, orange against"
     from mnist_lightning.explain.gradcam import grad_cam, input_gradients
+    from mnist_lightning.explain.saliency_sheet import draw_map
 
     for explain, caption in (
         (grad_cam, f"Blue: what speaks for {said} (Grad-CAM)"),
@@ -164,18 +166,8 @@ def _why(model: Classifier, digit: Tensor, said: int) -> tuple[bytes, str] | Non
             values = explain(model, digit[None])[0]
         except InputError:
             continue
-        return _png(_draw_map, digit, values), caption
+        return _png(draw_map, digit, values), caption
     return None
-
-
-def _draw_map(axes: "Axes", digit: Tensor, values: Tensor) -> None:
-    """A map in colours, blue for and orange against, with the digit's outline."""
-    from mnist_lightning.explain.saliency_sheet import EVIDENCE
-
-    limit = max(float(values.abs().max()), 1e-12)
-    axes.imshow(values.numpy(), cmap=EVIDENCE, vmin=-limit, vmax=limit, extent=(0, 28, 28, 0))
-    places = [place + 0.5 for place in range(28)]
-    axes.contour(places, places, digit.numpy(), levels=[127], colors="black", linewidths=1)
 
 
 def _png(draw: Callable[..., object], *what: object) -> bytes:
@@ -260,8 +252,3 @@ def _name(path: str) -> str:
         return checkpoint.stem
     run = checkpoint.parents[1]
     return run.parent.name if run.name.startswith("version_") else run.name
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """The same names, with a number where one comes again."""
-    return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]

@@ -19,7 +19,7 @@ from mnist_lightning.checkpoint import load
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.handwriting import digit_of, open_picture
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import write_whole
+from mnist_lightning.files import writable, write_whole
 
 SURE, LIKELY = 0.9, 0.65
 # Mean intensities of MNIST's 70,000 digits, with some room: of a thin 1 and of a fat 0.
@@ -147,10 +147,7 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
         raise InputError(f"no checkpoint is given: classify RUN_FOLDER PICTURE...{_hint(paths)}")
     if not files:
         raise InputError("no picture is given: classify RUN_FOLDER PICTURE..., a folder of pictures, or a pattern")
-    if output is not None and Path(output).suffix not in (".png", ".jpg", ".pdf"):
-        raise InputError(f"output is {output}; it must end in .png, .jpg or .pdf")
-    if output is not None and not Path(output).absolute().parent.is_dir():
-        raise InputError(f"there is no folder {Path(output).absolute().parent} to write {Path(output).name} to")
+    path = None if output is None else writable(output, [".png", ".jpg", ".pdf"])
     models = [load(checkpoint) for checkpoint in checkpoints]
     seen: list[tuple[str, Tensor, Image.Image]] = []
     problems = []
@@ -168,11 +165,11 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
         confidence, likeliest = mean.topk(2)
         (first, second), (p, q) = likeliest.tolist(), confidence.tolist()
         answers.append(Answer(file, first, round(p, 4), second, round(q, 4), votes.tolist(), remark(digit, mean)))
-    if output is not None and answers:
+    if path is not None and answers:
         content = BytesIO()
         sheet = contact_sheet([picture for *_, picture in seen], digits, answers)
-        sheet.save(content, {".jpg": "jpeg"}.get(Path(output).suffix, Path(output).suffix[1:]))
-        write_whole(Path(output), content.getvalue())
+        sheet.save(content, {".jpg": "jpeg"}.get(path.suffix, path.suffix[1:]))
+        write_whole(path, content.getvalue())
     return Answers(checkpoints, answers, problems, json)
 
 

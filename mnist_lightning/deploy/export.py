@@ -21,7 +21,7 @@ from mnist_lightning.checkpoint import find_checkpoint, load, read_checkpoint
 from mnist_lightning.classifier import CLASSES, Classifier
 from mnist_lightning.data.sources import read
 from mnist_lightning.errors import InputError, one_line
-from mnist_lightning.files import write_whole
+from mnist_lightning.files import writable, write_whole
 from mnist_lightning.models import GNN
 
 DIGITS = 1000  # that a file is compared with PyTorch on
@@ -83,11 +83,7 @@ def export_model(
         InputError: If a file or an argument cannot be used, the model cannot be exported, or the exported one does not
             agree with it.
     """
-    path = Path(output)
-    if path.suffix not in (".onnx", ".pt2"):
-        raise InputError(f"output is {output}; it must end in .onnx or .pt2")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {path.absolute().parent} to write {path.name} to")
+    path = writable(output, [".onnx", ".pt2"])
     if path.suffix == ".onnx":
         _require_onnx()
     model = load(checkpoint)

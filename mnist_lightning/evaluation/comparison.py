@@ -124,7 +124,7 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def _comparison(groups: list[list[Run]]) -> Comparison:
-    names = _distinct([group[0].name for group in groups])
+    names = distinct([group[0].name for group in groups])
     drawn = bootstrapped_accuracies([np.stack([run.correct for run in group]) for group in groups])
     rows = [_row(*of_group) for of_group in zip(names, groups, drawn, strict=True)]
     chosen = [chosen_of(group) for group in groups]
@@ -137,7 +137,7 @@ def _comparison(groups: list[list[Run]]) -> Comparison:
     return Comparison(groups[0][0].test_set[0], len(groups[0][0].labels), groups, chosen, rows, pairs)
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
+def distinct(names: Sequence[str]) -> list[str]:
     """The same names, with a number where one comes again."""
     return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 

@@ -1,20 +1,15 @@
 """`mnist-lightning connectivity`: from a checkpoint and some digits to a page or a picture."""
 
-import json
 from io import BytesIO
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from mnist_lightning.checkpoint import find_checkpoint, load
-from mnist_lightning.data.handwriting import digit_of, open_picture
-from mnist_lightning.data.sources import read
+from mnist_lightning.checkpoint import load
 from mnist_lightning.errors import InputError
 from mnist_lightning.explain.connectivity import Method, connectivity
+from mnist_lightning.explain.digits import digits_asked_for
 from mnist_lightning.explain.drawings import connectivity_sheet
 from mnist_lightning.explain.page import connectivity_page
-from mnist_lightning.files import write_whole
+from mnist_lightning.files import writable, write_whole
 from mnist_lightning.models.gnn import GNN
 
 
@@ -51,21 +46,11 @@ def write_connectivity(
     Raises:
         InputError: If a file or an argument cannot be used.
     """
-    path = Path(output)
-    if path.suffix not in (".html", ".png", ".svg", ".pdf"):
-        raise InputError(f"output is {output}; it must end in .html, .png, .svg or .pdf")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {path.absolute().parent} to write {path.name} to")
-    if sum(given is not None for given in (index, indices, image)) > 1:
-        raise InputError("give one of index, indices and image")
+    path = writable(output, [".html", ".png", ".svg", ".pdf"])
     model = load(checkpoint)
     if not isinstance(model, GNN):
         raise InputError(f"{checkpoint} holds a {type(model).__name__}; connectivity explains a GNN")
-    if image is not None:
-        digits: list[tuple[str, Tensor, int | None]]
-        digits = [(Path(image).name, digit_of(open_picture(image), image), None)]
-    else:
-        digits = _test_digits(source or _source(checkpoint), root, index, indices)
+    digits = digits_asked_for(checkpoint, index, indices, image, source, root)
     found = [connectivity(model, picture, label, target, method) for _, picture, label in digits]
     if path.suffix == ".html":
         names = [name for name, _, _ in digits]
@@ -75,30 +60,3 @@ def write_connectivity(
         connectivity_sheet(found).savefig(content, format=path.suffix[1:], dpi=110)
         write_whole(path, content.getvalue())
     return path
-
-
-def _source(checkpoint: str) -> str:
-    """What the run was trained on, where its folder still says so."""
-    summary = find_checkpoint(checkpoint).parent.with_name("summary.json")
-    return str(json.loads(summary.read_text())["source"]) if summary.is_file() else "mnist"
-
-
-def _test_digits(
-    source: str, root: str | None, index: int | None, indices: str | None
-) -> list[tuple[str, Tensor, int | None]]:
-    images, labels = read(source, root, train=False)
-    if index is not None:
-        rows = [index]
-    elif indices is not None:
-        words = indices.replace(",", " ").split()
-        if not words or not all(word.isdecimal() for word in words):
-            raise InputError(f"indices is {indices!r}; it must be numbers with commas between them, as in 0,7,42")
-        rows = [int(word) for word in words]
-    else:
-        rows = [int((labels == digit).nonzero()[0]) for digit in torch.unique(labels)]
-    for row in rows:
-        if not 0 <= row < len(images):
-            raise InputError(
-                f"there is no test image {row}: {source} has {len(images):,}, from 0 to {len(images) - 1:,}"
-            )
-    return [(f"{source}, test image {row}", images[row], int(labels[row])) for row in rows]

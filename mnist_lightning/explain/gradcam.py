@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mnist_lightning.checkpoint import load
 from mnist_lightning.classifier import CLASSES, Classifier
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import write_whole
+from mnist_lightning.explain.digits import digits_asked_for
+from mnist_lightning.files import writable, write_whole
 
 SIDE = 28
 
@@ -319,25 +320,12 @@ def write_gradcam(
     Raises:
         InputError: If a file or an argument cannot be used.
     """
-    path = Path(output)
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError(f"output is {output}; it must end in .png, .svg or .pdf")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {path.absolute().parent} to write {path.name} to")
-    if sum(given is not None for given in (index, indices, image)) > 1:
-        raise InputError("give one of index, indices and image")
+    path = writable(output, [".png", ".svg", ".pdf"])
+    if target is not None and not 0 <= target < CLASSES:
+        raise InputError(f"target is {target}; it must be a class from 0 to {CLASSES - 1}")
     model = load(checkpoint)
     _refuse_graphs(model)
-    digits: list[tuple[str, Tensor, int | None]]
-    if image is not None:
-        from mnist_lightning.data.handwriting import digit_of, open_picture
-
-        name = Path(image).name
-        digits = [(name, digit_of(open_picture(image), name), None)]
-    else:
-        from mnist_lightning.explain.command import _source, _test_digits
-
-        digits = _test_digits(source or _source(checkpoint), root, index, indices)
+    digits = digits_asked_for(checkpoint, index, indices, image, source, root)
     from mnist_lightning.explain.saliency_sheet import saliency, saliency_sheet
 
     content = BytesIO()

@@ -121,9 +121,9 @@ def saliency_sheet(found: Sequence[Saliency]) -> Figure:
     for row, one in zip(rows, found, strict=True):
         draw_digit(row[0], one)
         for axes, name in zip(row[1:], maps, strict=False):
-            draw_map(axes, one, one.maps[name], f"{name} for {one.target}", CURVES[name])
+            draw_map(axes, one.image, one.maps[name], f"{name} for {one.target}", CURVES[name])
         if one.runner_up_map is not None:
-            draw_map(row[-2], one, one.runner_up_map, f"{GRAD_CAM} for {one.runner_up}")
+            draw_map(row[-2], one.image, one.runner_up_map, f"{GRAD_CAM} for {one.runner_up}")
         draw_deletion(row[-1], one)
         row[-1].tick_params(labelbottom=False)
     rows[0, -1].legend(fontsize=8)
@@ -141,12 +141,12 @@ def draw_digit(axes: Axes, found: Saliency) -> None:
     axes.set_ylabel(one_line(found.name, 36))
 
 
-def draw_map(axes: Axes, found: Saliency, values: Tensor, title: str, colour: str = "black") -> None:
-    """A map in colours, with the digit's outline.
+def draw_map(axes: Axes, image: Tensor, values: Tensor, title: str = "", colour: str = "black") -> None:
+    """A map in colours, blue for and orange against, with the digit's outline.
 
     Args:
         axes: Where to draw.
-        found: The digit.
+        image: uint8 [28, 28], the digit.
         values: float [28, 28].
         title: What the map is.
         colour: Of the title, and of the map's curve.
@@ -155,9 +155,9 @@ def draw_map(axes: Axes, found: Saliency, values: Tensor, title: str, colour: st
     _frame(axes, title)
     axes.title.set_color(colour)
     axes.imshow(values.numpy(), cmap=EVIDENCE, vmin=-limit, vmax=limit, extent=_EXTENT)
-    if found.image.any():
-        places, middle = [place + 0.5 for place in range(28)], float(found.image.max()) / 2
-        axes.contour(places, places, found.image.numpy(), levels=[middle], colors="black", linewidths=0.8)
+    if image.any():
+        places, middle = [place + 0.5 for place in range(28)], float(image.max()) / 2
+        axes.contour(places, places, image.numpy(), levels=[middle], colors="black", linewidths=0.8)
 
 
 def draw_deletion(axes: Axes, found: Saliency) -> None:
