@@ -21,6 +21,7 @@ from mnist_lightning.errors import InputError, one_line
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 MOST_PIXELS = 64_000_000  # what a good telephone photographs; decoded it is 256 MB
+_LEAST_SIDE = 8  # pixels
 WORKING_SIDE = 400  # pixels of the longer side that a picture is looked at with
 
 _CELLS = 40  # along the longer side, when paper and light are looked at
@@ -79,7 +80,7 @@ def digit_of(picture: Image.Image, name: str = "the picture") -> Tensor:
         uint8 [28, 28], light on dark.
 
     Raises:
-        InputError: If there is nothing on the picture.
+        InputError: If there is nothing on the picture, or it is too small.
 
     Example:
         >>> from mnist_lightning.data.sources import read
@@ -88,6 +89,8 @@ def digit_of(picture: Image.Image, name: str = "the picture") -> Tensor:
         >>> (digit_of(on_paper).float() - seven).abs().mean() < 10
         tensor(True)
     """
+    if min(picture.size) < _LEAST_SIDE:
+        raise InputError(f"{name} has {picture.width} x {picture.height} pixels; a digit needs {_LEAST_SIDE} each way")
     grey = _grey(picture)
     if _is_mnist_like(grey):
         return torch.from_numpy((255 * grey).round().astype(np.uint8))
@@ -107,18 +110,18 @@ def _grey(picture: Image.Image) -> Pixels:
         values = np.asarray(picture, dtype=np.float32)
         values = 255 * (values - values.min()) / max(float(np.ptp(values)), 1e-6)
         picture = Image.fromarray(values.astype(np.uint8))
-    if picture.mode in ("P", "PA", "LA", "RGBA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        alpha = np.asarray(picture)[..., 3:].astype(np.float32) / 255
-        colours = np.asarray(picture.convert("RGB")).astype(np.float32)
-        dark = (colours * alpha).sum() < 127.5 * 3 * alpha.sum()
-        seen = colours * alpha + (255 if dark else 0) * (1 - alpha)
-        picture = Image.fromarray(seen.astype(np.uint8))
-    picture = picture.convert("L")
+    transparent = picture.mode in ("PA", "LA", "RGBA") or "transparency" in picture.info
+    picture = picture.convert("RGBA" if transparent else "L")
     shrunk = max(picture.size) / WORKING_SIDE
     if shrunk > 1:
         size = (max(1, round(picture.width / shrunk)), max(1, round(picture.height / shrunk)))
         picture = picture.resize(size, Image.Resampling.BOX)
+    if transparent:
+        alpha = np.asarray(picture)[..., 3].astype(np.float32) / 255
+        colour = np.asarray(picture.convert("RGB").convert("L")).astype(np.float32)
+        dark = (colour * alpha).sum() < 127.5 * alpha.sum()
+        seen: Pixels = colour * alpha + np.float32(255 if dark else 0) * (1 - alpha)
+        return seen / np.float32(255)
     return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
 

@@ -154,6 +154,26 @@ def test_a_blank_page_is_refused(blank: str) -> None:
         digit_of(picture(pages[blank]), "page.png")
 
 
+def test_whatever_comes_there_is_a_digit_or_one_line() -> None:
+    random = np.random.default_rng(0)
+    refused = 0
+    for number in range(60):
+        height, width = (int(size) for size in random.integers(1, 90, 2))
+        values = random.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        if number % 2:  # few tones, large patches
+            values = (values[: height // 9 + 1, : width // 9 + 1] // 100 * 100).repeat(9, 0).repeat(9, 1)
+        mode = ("L", "1", "RGB", "RGBA", "LA", "P", "CMYK", "F")[number % 8]
+        try:
+            digit = digit_of(Image.fromarray(values).convert("L" if mode == "F" else "RGBA").convert(mode))
+        except InputError:
+            refused += 1
+        else:
+            assert digit.shape == (28, 28)
+            assert digit.dtype == torch.uint8
+            assert digit.any()
+    assert 0 < refused < 60
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tiff", "webp", "gif"])
 def test_formats(suffix: str, originals: Tensor, tmp_path: Path) -> None:
     path = tmp_path / f"digit.{suffix}"
