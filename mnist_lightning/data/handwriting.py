@@ -120,8 +120,8 @@ def _grey(picture: Image.Image) -> Pixels:
         alpha = np.asarray(picture)[..., 3].astype(np.float32) / 255
         colour = np.asarray(picture.convert("RGB").convert("L")).astype(np.float32)
         dark = (colour * alpha).sum() < 127.5 * alpha.sum()
-        seen: Pixels = colour * alpha + np.float32(255 if dark else 0) * (1 - alpha)
-        return seen / np.float32(255)
+        seen = colour * alpha + (255 if dark else 0) * (1 - alpha)
+        return (seen / 255).astype(np.float32)
     return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
 
