@@ -25,9 +25,11 @@ from torch import Tensor
 
 from mnist_lightning import MNISTDataModule, load
 from mnist_lightning.classifier import Classifier
+from mnist_lightning.cli import _keep_freed_memory
 from mnist_lightning.explain.gradcam import (
     _maps,
     deletion,
+    deletion_curve,
     grad_cam,
     input_gradients,
     occlusion,
@@ -56,11 +58,12 @@ def summary(drop: Tensor, random: Tensor) -> dict[str, float]:
 
 def by_ink(model: Classifier, digits: Tensor, maps: dict[str, Tensor]) -> dict[str, Any]:
     """A tenth of the ink deleted, in the order of each map and at random."""
-    found = {name: deletion(model, digits, ranking) for name, ranking in maps.items()}
-    random = next(iter(found.values())).random_drop
+    random = deletion(model, digits, next(iter(maps.values()))).random_drop  # the same for every map
+    curves = {name: deletion_curve(model, digits, ranking, (0.0, 0.1)) for name, ranking in maps.items()}
+    drops = {name: curve[:, 0] - curve[:, 1] for name, curve in curves.items()}
     return {
         "random_drop": round(float(random.mean()), 4),
-        **{name: summary(one.drop, random) for name, one in found.items()},
+        **{name: summary(drop, random) for name, drop in drops.items()},
     }
 
 
@@ -102,6 +105,7 @@ def main() -> None:
     parser.add_argument("--source", default="mnist")
     parser.add_argument("--digits", type=int, default=500)
     arguments = parser.parse_args()
+    _keep_freed_memory()
     data = MNISTDataModule(source=arguments.source)
     data.setup("fit")
     chosen = {}

@@ -150,28 +150,30 @@ def test_grad_cam_is_the_papers_formula(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "grid"),
+    ("build", "grid"),
     [
-        (CNN(channels=[4, 4, 4], widths=[]), Grid(3, 3.5, 8)),  # whose last pooling leaves a row and a column out
-        (CNN(channels=[4, 4], kernel_size=[5, 3], padding="valid", crop=2, widths=[]), Grid(4, 7.5, 4)),
-        (LeNet5(), Grid(5, 5.5, 4)),
-        (ResNet(channels=[4], blocks=[1]), Grid(14, 0.5, 2)),
-        (ResNet(channels=[4, 4], blocks=[1, 1]), Grid(7, 0.5, 4)),
-        (DenseNet(growth_rate=4, blocks=[1, 1], stem=4), Grid(7, 1.5, 4)),
+        (lambda: CNN(channels=[4, 4, 4], widths=[]), Grid(3, 3.5, 8)),  # its last pooling leaves a row and a column out
+        (lambda: CNN(channels=[4, 4], kernel_size=[5, 3], padding="valid", crop=2, widths=[]), Grid(4, 7.5, 4)),
+        (lambda: LeNet5(), Grid(5, 5.5, 4)),
+        (lambda: ResNet(channels=[4], blocks=[1]), Grid(14, 0.5, 2)),
+        (lambda: ResNet(channels=[4, 4], blocks=[1, 1]), Grid(7, 0.5, 4)),
+        (lambda: DenseNet(growth_rate=4, blocks=[1, 1], stem=4), Grid(7, 1.5, 4)),
     ],
 )
-def test_each_unit_is_in_the_middle_of_what_it_sees(model: Classifier, grid: Grid) -> None:
-    model.eval()
+def test_each_unit_is_in_the_middle_of_what_it_sees(build: Callable[[], Classifier], grid: Grid) -> None:
+    model = build().eval()
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, 0.01, 0.1)  # and bright pictures: no unit is off, nothing cancels out
     layers = spatial_layers(model)
     layer = list(layers)[-1]
     assert layers[layer] == (grid, grid)
     kept: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
-    pixels = torch.rand(64, 1, 28, 28).requires_grad_()
+    pixels = (0.5 + 0.5 * torch.rand(64, 1, 28, 28)).requires_grad_()
     model(pixels)
     hook.remove()
     unit = grid.units // 2
-    (gradient,) = torch.autograd.grad(kept[0][:, :, unit, unit - 1].square().sum(), pixels)
+    (gradient,) = torch.autograd.grad(kept[0][:, :, unit, unit - 1].sum(), pixels)
     rows, columns = (gradient.abs().sum(dim=(0, 1, axis)).nonzero()[:, 0] for axis in (3, 2))
     for seen, place in ((rows, unit), (columns, unit - 1)):
         first, last = int(seen[0]), int(seen[-1])
@@ -179,6 +181,11 @@ def test_each_unit_is_in_the_middle_of_what_it_sees(model: Classifier, grid: Gri
             assert (first + last) / 2 == grid.first + place * grid.step
         else:
             assert first <= grid.first + place * grid.step <= last
+
+
+def test_layers_are_in_order_and_none_of_two_outputs() -> None:
+    model = LeNet5().eval()  # its activation is used four times
+    assert list(spatial_layers(model)) == [model.c1, model.s2, model.c3, model.s4]
 
 
 def test_maps_that_are_resized_by_functions_keep_their_place() -> None:
@@ -261,12 +268,16 @@ def test_grad_cam_needs_convolutions(images: Tensor) -> None:
         grad_cam(MLP().eval(), images)
 
 
-def test_a_frozen_model_is_explained_and_left_as_it_was(images: Tensor) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_frozen_model_is_explained_and_left_as_it_was(
+    method: Method, images: Tensor, recwarn: pytest.WarningsRecorder
+) -> None:
     model = LeNet5().eval()
-    maps = grad_cam(model, images)
+    maps = method(model, images[:4])
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    assert torch.equal(grad_cam(model, images), maps)
+    assert torch.equal(method(model, images[:4]), maps)
+    assert not list(recwarn)
     assert not any(module._forward_hooks for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
 
