@@ -17,8 +17,8 @@ from mnist_lightning.explain.gradcam import (
     input_gradients,
     occlusion,
     random_orders,
-    spatial_layers,
 )
+from mnist_lightning.explain.receptive_fields import spatial_layers
 
 # Orange to blue through a light grey: as light on both sides, and the same to those who do not see red and green.
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", ["#d95f02", "#f7f7f7", "#2166ac"])

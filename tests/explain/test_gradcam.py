@@ -17,17 +17,16 @@ from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read
 from mnist_lightning.errors import InputError
 from mnist_lightning.explain.gradcam import (
-    Grid,
     deletion,
     deletion_curve,
     grad_cam,
     input_gradients,
     occlusion,
     random_orders,
-    spatial_layers,
     without_highest,
     write_gradcam,
 )
+from mnist_lightning.explain.receptive_fields import Grid, spatial_layers
 from mnist_lightning.explain.saliency_sheet import Saliency, saliency, saliency_sheet
 
 Method = Callable[..., Tensor]
