@@ -246,13 +246,19 @@ def test_from_the_command_line_until_interrupted(
     (tmp_path / "lenet" / "version_0" / "checkpoints").mkdir(parents=True)
     torch.save(checkpoint, tmp_path / "lenet" / "version_0" / "checkpoints" / "best.ckpt")
     torch.save(checkpoint, tmp_path / "mine.ckpt")
+    # A shell starts its background jobs deaf to Ctrl-C, and what they start is so, too.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = spawn("app", "lenet/version_0", "mine.ckpt", "lenet/version_0", "--port", str(port := free_port()))
+    signal.signal(signal.SIGINT, heard)
     assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line == f"http://127.0.0.1:{port}/ shows lenet (1), mine, lenet (2); Ctrl-C ends it\n"
-    assert "Which digit is it?" in httpx.get(f"http://127.0.0.1:{port}").text
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=30)
+    try:
+        line = process.stdout.readline()
+        assert line == f"http://127.0.0.1:{port}/ shows lenet (1), mine, lenet (2); Ctrl-C ends it\n"
+        assert "Which digit is it?" in httpx.get(f"http://127.0.0.1:{port}").text
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert rest == ""
     assert process.returncode == 0
 
