@@ -67,6 +67,8 @@ _IRRELEVANT = (
     r".*JsonargparseDeprecationWarning.*",  # between Lightning and jsonargparse
     r".*was deprecated in v4\.\d+\.0 and will be removed in v5\.0\.0.*",
     r".*trace to be incorrect.*",  # the graph in TensorBoard is of one example
+    r".*could be decompression bomb.*",  # larger pictures than we take are refused by name
+    r".*(EXIF|Palette images with Transparency).*",  # Pillow's opinions of metadata
     r".*`torch.jit.*deprecated.*",  # TensorBoard's graph is traced by torch's own writer
 )
 

@@ -4,7 +4,6 @@ LeCun et al. 1998 ("Gradient-based learning applied to document recognition", se
 MNIST's digits. What comes before it is ours: finding the ink, whatever the paper, the light and the pen.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -44,15 +43,13 @@ def open_picture(file: str | Path | bytes, name: str | None = None) -> Image.Ima
     if not isinstance(file, bytes) and not Path(file).exists():
         raise InputError(f"there is no picture {name}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's opinions of metadata
-            with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as picture:
-                if picture.width * picture.height > MOST_PIXELS:
-                    raise Image.DecompressionBombError
-                picture.draft("RGB", (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # a JPEG is decoded no larger than needed
-                upright = ImageOps.exif_transpose(picture)
-                upright.load()
-                return upright
+        with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            picture.draft("RGB", (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # a JPEG is decoded no larger than needed
+            upright = ImageOps.exif_transpose(picture)
+            upright.load()
+            return upright
     except Image.DecompressionBombError as error:  # Pillow's own limit comes before ours
         raise InputError(
             f"{name} has more than {MOST_PIXELS // 10**6} million pixels, and is not decoded: make it smaller"
@@ -240,9 +237,8 @@ def _boxed(ink: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     )
     noise, ink, mask = _spread(ink), ink[around], mask[around]
     core = mask & (ink > 0.4 * np.quantile(ink[mask], 0.95))
-    pixel = (
-        max(np.ptp(np.flatnonzero(core.any(axis=axis))) + 1 for axis in (0, 1)) / 20
-    )  # of 20, in those of the picture
+    # How many of the picture's pixels are one of the 20.
+    pixel = max(np.ptp(np.flatnonzero(core.any(axis=axis))) + 1 for axis in (0, 1)) / 20
     level = float(np.quantile(ink[core], 0.75))
     # Edges are soft: what is near the core belongs to the digit as far as it is ink.
     near = mask | ndimage.binary_dilation(core, iterations=max(1, round(0.7 * pixel)))

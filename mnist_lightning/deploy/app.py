@@ -18,6 +18,7 @@ from mnist_lightning.data.handwriting import digit_of, open_picture
 from mnist_lightning.deploy import app_page
 from mnist_lightning.deploy.classify import remark
 from mnist_lightning.errors import InputError, one_line
+from mnist_lightning.evaluation.comparison import distinct
 from mnist_lightning.models.gnn import GNN
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ def serve(*checkpoints: str, port: int = 7860, host: str = "127.0.0.1") -> None:
     if not checkpoints:
         raise InputError("no checkpoint is given: app RUN_FOLDER, or several")
     _check_address(host, port)
-    from mnist_lightning.evaluation.comparison import distinct
-
     names = distinct([_name(checkpoint) for checkpoint in checkpoints])
     app = start({name: load(path) for name, path in zip(names, checkpoints, strict=True)}, port, host)
     print(f"{app.local_url} shows {', '.join(names)}; Ctrl-C ends it", flush=True)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from io import BytesIO
 from json import dumps
 from pathlib import Path
@@ -149,11 +150,11 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
         raise InputError("no picture is given: classify RUN_FOLDER PICTURE..., a folder of pictures, or a pattern")
     path = None if output is None else writable(output, [".png", ".jpg", ".pdf"])
     models = [load(checkpoint) for checkpoint in checkpoints]
-    seen: list[tuple[str, Tensor, Image.Image]] = []
+    seen: list[tuple[str, Tensor, Image.Image | None]] = []
     problems = []
     # Most of the work lets other threads run: decoding, filters.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for file, found in zip(files, pool.map(_seen, files), strict=True):
+        for file, found in zip(files, pool.map(partial(_seen, keep=path is not None), files), strict=True):
             if isinstance(found, str):
                 problems.append(found)
             else:
@@ -167,7 +168,7 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
         answers.append(Answer(file, first, round(p, 4), second, round(q, 4), votes.tolist(), remark(digit, mean)))
     if path is not None and answers:
         content = BytesIO()
-        sheet = contact_sheet([picture for *_, picture in seen], digits, answers)
+        sheet = contact_sheet([picture for *_, picture in seen if picture], digits, answers)
         sheet.save(content, {".jpg": "jpeg"}.get(path.suffix, path.suffix[1:]))
         write_whole(path, content.getvalue())
     return Answers(checkpoints, answers, problems, json)
@@ -192,11 +193,12 @@ def _pictures(path: str) -> Iterator[str]:
         yield path
 
 
-def _seen(file: str) -> tuple[Tensor, Image.Image] | str:
-    """The digit on a picture and the picture made small, or what is wrong with it."""
+def _seen(file: str, keep: bool) -> tuple[Tensor, Image.Image | None] | str:
+    """The digit on a picture and, to keep it for the sheet, the picture made small; or what is wrong with it."""
     try:
         picture = open_picture(file)
-        return digit_of(picture, file), ImageOps.pad(picture.convert("RGB"), (_SIDE, _SIDE), color="white")
+        small = ImageOps.pad(picture.convert("RGB"), (_SIDE, _SIDE), color="white") if keep else None
+        return digit_of(picture, file), small
     except InputError as error:
         return str(error)
 
