@@ -41,7 +41,12 @@ def digits_asked_for(
 def _source(checkpoint: str) -> str:
     """What the run was trained on, where its folder still says so."""
     summary = find_checkpoint(checkpoint).parent.with_name("summary.json")
-    return str(json.loads(summary.read_text())["source"]) if summary.is_file() else "mnist"
+    if not summary.is_file():
+        return "mnist"
+    try:
+        return str(json.loads(summary.read_text())["source"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{summary} is damaged; say with --source where the test images come from") from error
 
 
 def _test_digits(

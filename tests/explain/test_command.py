@@ -113,6 +113,16 @@ def test_only_a_gnn_has_connections(fails: Fails) -> None:
     assert "holds a MLP; connectivity explains a GNN" in line
 
 
+def test_a_damaged_summary_is_named(folder: Path, fails: Fails) -> None:
+    summary = folder / "summary.json"
+    whole = summary.read_text()
+    summary.write_text(whole[:20])
+    try:
+        assert "summary.json is damaged; say with --source" in fails("connectivity", str(folder))
+    finally:
+        summary.write_text(whole)
+
+
 def test_a_checkpoint_that_is_not_there(fails: Fails) -> None:
     assert "there is no checkpoint absent.ckpt" in fails("connectivity", "absent.ckpt")
 
