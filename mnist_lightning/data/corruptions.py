@@ -132,8 +132,8 @@ def _glass_blur(images: Images, random: np.random.Generator, sigma: float, dista
                 here = blurred[:, row, column].copy()
                 blurred[:, row, column] = blurred[there]
                 blurred[there] = here
-    blurred = gaussian_filter1d(blurred / 255, sigma, axis=1, mode="nearest")
-    return blurred
+    frosted: Images = gaussian_filter1d(blurred / 255, sigma, axis=1, mode="nearest")
+    return frosted
 
 
 def _motion_blur(images: Images, random: np.random.Generator, radius: int, sigma: float) -> Images:
