@@ -149,3 +149,16 @@ def test_positions_without_ranges_stay() -> None:
 def test_ranges_of_positions_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"augment.{next(iter(wrong))}"):
         PositionAugmentation(**wrong)
+
+
+def test_corners_move_each_its_own_way_and_the_middle_a_quarter_as_far() -> None:
+    pull = Augmentation(**STILL, corners=1.0)
+    images = torch.zeros(1, 1, 28, 28)
+    images[0, 0, 3:25, 3:25] = 1
+    numbers = torch.zeros(1, 5 + 8)
+    numbers[0, 5 + 3] = 8.0  # the lower right corner takes its pixels from eight pixels to the right
+    after = pull(images, numbers)[0, 0]
+    width = (after > 0.5).sum(dim=1)
+    assert width[4] == pytest.approx(22, abs=1)
+    assert width[23] == pytest.approx(22 - 6, abs=2)
+    assert torch.equal((after > 0.5).float().argmax(dim=1)[4:24], torch.full((20,), 3))

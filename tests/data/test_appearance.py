@@ -1,0 +1,125 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from mnist_lightning import InputError
+from mnist_lightning.data.appearance import Appearance
+from mnist_lightning.data.augment import Augmentation
+from mnist_lightning.data.sources import read
+
+NOTHING: dict[str, Any] = {"clutter": 0, "filter": 0, "tone": 0, "waves": 0, "noise": 0, "patches": 0}
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return read("digits", train=True)[0][:300].unsqueeze(1).float() / 255
+
+
+def changed(images: Tensor, seed: int = 0, **ranges: float) -> Tensor:
+    appearance = Appearance(**{**NOTHING, **ranges})
+    return appearance(images, appearance.draw(len(images), Generator().manual_seed(seed)))
+
+
+def is_changed(after: Tensor, before: Tensor) -> Tensor:
+    return (after != before).flatten(1).any(dim=1)
+
+
+def test_the_same_numbers_give_the_same_images(images: Tensor) -> None:
+    before = images.clone()
+    appearance = Appearance()
+    drawn = appearance.draw(300, Generator().manual_seed(0))
+    after = appearance(images, drawn)
+    assert torch.equal(images, before)
+    assert torch.equal(after, appearance(images, drawn))
+    assert torch.equal(drawn, appearance.draw(300, Generator().manual_seed(0)))
+    assert not torch.equal(drawn, appearance.draw(300, Generator().manual_seed(1)))
+    assert after.shape == images.shape
+    assert after.min() >= 0
+    assert after.max() <= 1
+    share = is_changed(after, images).float().mean().item()
+    assert 0.6 < share < 0.75  # three in ten stay as they are, and each of six changes leaves out half
+    assert torch.equal(changed(images), images)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "share"),
+    [
+        ("clutter", 1, 0.2),  # pieces are often of the background
+        ("filter", 1, 0.45),
+        ("tone", 0.8, 0.35),
+        ("waves", 0.5, 0.35),
+        ("noise", 0.4, 0.35),
+        ("patches", 1, 0.35),
+    ],
+)
+def test_every_change_is_of_some_images(name: str, value: float, share: float, images: Tensor) -> None:
+    found = is_changed(changed(images, **{name: value}), images).float().mean().item()
+    assert found == pytest.approx(share, abs=0.1)
+
+
+def test_clutter_is_of_other_digits(images: Tensor) -> None:
+    few = torch.zeros(2, 1, 28, 28)
+    few[0, 0, 14, 14] = 0.5  # one point, which may appear within ten pixels in the other image, and nowhere else
+    seen = torch.zeros(28, 28)
+    for seed in range(300):
+        after = changed(few, seed, clutter=1)
+        assert torch.equal(after[0], few[0])
+        assert after[1].sum() in (0, 0.5)
+        seen += after[1, 0]
+    rows, columns = seen.nonzero().unbind(dim=1)
+    assert rows.numel() > 5
+    assert (rows.min() >= 4) & (columns.min() >= 4) & (rows.max() <= 24) & (columns.max() <= 24)
+
+
+def test_a_tone_is_a_line_from_black_to_white_that_is_never_flat(images: Tensor) -> None:
+    ramp = torch.linspace(0, 1, 784).view(1, 1, 28, 28).repeat(500, 1, 1, 1)
+    after = changed(ramp, tone=1).flatten(1)
+    contrast = after[:, -1] - after[:, 0]
+    assert contrast.abs().min() > 0.149
+    assert (contrast < 0).any()
+    inside = (after > 0.01) & (after < 0.99)
+    line = after[:, :1] + contrast[:, None] * torch.linspace(0, 1, 784)
+    assert ((after - line).abs() < 1e-3)[inside].float().mean() > 0.9  # the rest has been cut off at 0 or 1
+
+
+def test_noise_and_waves_have_no_mean() -> None:
+    grey = torch.full((400, 1, 28, 28), 0.5)
+    for name, limit in (("noise", 0.1), ("waves", 0.1)):
+        after = changed(grey, **{name: limit})
+        assert after.mean().item() == pytest.approx(0.5, abs=0.005)
+        deviations = after.flatten(1).std(dim=1)
+        assert 0.02 < deviations[is_changed(after, grey)].mean() < 0.12
+
+
+def test_a_patch_is_one_grey(images: Tensor) -> None:
+    after = changed(images, patches=1)
+    for index in is_changed(after, images).nonzero().flatten().tolist()[:20]:
+        differing = after[index] != images[index]
+        greys = after[index][differing].unique()
+        assert len(greys) == 1
+
+
+def test_a_batch_of_one(images: Tensor) -> None:
+    appearance = Appearance()
+    assert appearance(images[:1], appearance.draw(1, Generator().manual_seed(0))).shape == (1, 1, 28, 28)
+
+
+def test_after_the_distortion_with_numbers_of_its_own(images: Tensor) -> None:
+    plain = Augmentation(elastic=1, corners=2)
+    both = Augmentation(elastic=1, corners=2, appearance=Appearance())
+    drawn = both.draw(300, Generator().manual_seed(0))
+    distorted = plain(images, drawn[:, : 5 + 32 + 8])
+    assert torch.equal(both(images, drawn), Appearance()(distorted, drawn[:, 5 + 32 + 8 :]))
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_wrong_range_is_named(name: str) -> None:
+    with pytest.raises(InputError, match=rf"augment.appearance.{name} is -1; it must be 0 or more"):
+        Appearance(**{name: -1})
+
+
+def test_a_tone_beyond_the_whole_is_named() -> None:
+    with pytest.raises(InputError, match=r"tone is 2; it is a share"):
+        Appearance(tone=2)
