@@ -13,7 +13,7 @@ from mnist_lightning.errors import InputError
 _SIDE = 28
 _KERNEL = 5  # side of the random filters, in pixels
 _WAVES = 3
-_PLAIN = 0.3  # share of the images that keep their looks: a model that never sees clean digits is worse on them
+_PLAIN = 0.4  # share of the images that keep their looks: a model that never sees clean digits is worse on them
 _LEAST_CONTRAST = 0.15
 
 
@@ -46,12 +46,12 @@ class Appearance:
         torch.Size([4, 1, 28, 28])
     """
 
-    clutter: int = 4
-    filter: float = 1.0
-    tone: float = 0.8
-    waves: float = 0.5
-    noise: float = 0.4
-    patches: int = 2
+    clutter: int = 6
+    filter: float = 0.7
+    tone: float = 0.7
+    waves: float = 0.25
+    noise: float = 0.3
+    patches: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
