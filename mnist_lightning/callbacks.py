@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
+from mnist_lightning.checkpoint import read_checkpoint
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule, mixed_seed
 from mnist_lightning.evaluation.metrics import Metrics, metrics
@@ -118,7 +119,8 @@ class LastCheckpoint(_IdleInSteps, ModelCheckpoint):  # type: ignore[misc]
 class RunFiles(_IdleInSteps):
     """Measures the training and writes `summary.json` and `test_predictions.npz` after the test.
 
-    Training and validation are evaluated again, as the test set was: undistorted, with the chosen checkpoint.
+    Training and validation are evaluated again, as the test set was: undistorted, with the chosen checkpoint. Its
+    temperature is fitted on validation and written beside it.
 
     Args:
         experiment: The run's name.
@@ -157,18 +159,16 @@ class RunFiles(_IdleInSteps):
         if not trainer.is_global_zero or folder is None:
             return
         data = _data(trainer)
-        if data is not None:
-            self.metrics = {split: self._evaluate(trainer, pl_module, data, split) for split in ("train", "val")}
-        logits, labels = pl_module.predictions["test"]
-        self.metrics["test"] = metrics(logits, labels, float(pl_module.loss(logits, labels)))
-        save_predictions(Path(folder, "test_predictions.npz"), logits, labels)
+        predictions = {} if data is None else {s: _predictions(trainer, pl_module, data, s) for s in ("train", "val")}
+        predictions["test"] = pl_module.predictions["test"]
+        self.metrics = {s: metrics(*each, float(pl_module.loss(*each))) for s, each in predictions.items()}
+        save_predictions(Path(folder, "test_predictions.npz"), *predictions["test"])
         summary = json.dumps(self._summary(trainer, pl_module, data), indent=2) + "\n"
         write_whole(Path(folder, "summary.json"), summary.encode())
+        if "val" in predictions and trainer.ckpt_path and predictions["val"][0].isfinite().all():
+            from mnist_lightning.evaluation.calibration import save_temperature  # scipy takes a second to import
 
-    def _evaluate(self, trainer: Trainer, model: Classifier, data: MNISTDataModule, split: str) -> Metrics:
-        with trainer.precision_plugin.forward_context():
-            logits, labels = predict(model, data.batches(split, model.device))
-        return metrics(logits, labels, float(model.loss(logits, labels)))
+            save_temperature(Path(trainer.ckpt_path), *predictions["val"], str(trainer.precision))
 
     def _summary(self, trainer: Trainer, model: Classifier, data: MNISTDataModule | None) -> dict[str, Any]:
         parameters = sum(p.numel() for p in model.parameters())
@@ -196,6 +196,11 @@ class RunFiles(_IdleInSteps):
         }
 
 
+def _predictions(trainer: Trainer, model: Classifier, data: MNISTDataModule, split: str) -> tuple[Tensor, Tensor]:
+    with trainer.precision_plugin.forward_context():
+        return predict(model, data.batches(split, model.device))
+
+
 def _data(trainer: Trainer) -> MNISTDataModule | None:
     """Our data module, whose splits can be evaluated and drawn; None for somebody else's."""
     data = trainer.datamodule  # type: ignore[attr-defined]
@@ -209,7 +214,7 @@ def _source(trainer: Trainer) -> str:
 
 def _best_epoch(trainer: Trainer) -> int | None:
     path = trainer.ckpt_path  # of the test that has just ended
-    return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"]) if path else None
+    return int(read_checkpoint(Path(path))["epoch"]) if path else None
 
 
 def _device_name(device: torch.device) -> str:

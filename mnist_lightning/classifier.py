@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -143,7 +144,7 @@ class Classifier(LightningModule, ABC):
             raise InputError(f"digits are {_description(digits)}; they must be uint8 [N, 28, 28]")
         if not len(digits):
             return torch.empty(0, CLASSES)
-        return torch.cat([self(*self.inputs(part)).float().cpu() for part in torch.split(digits, 512)])
+        return torch.cat([self(*self.inputs(part)).float().cpu() for part in torch.split(digits, 256)])
 
     def _refusal(self, wanted: str, batch: Any) -> InputError:
         data = getattr(self._trainer, "datamodule", None)
@@ -199,10 +200,20 @@ class Classifier(LightningModule, ABC):
         index, value = next(((index, loss) for index, loss in enumerate(losses) if not math.isfinite(loss)), last)
         # training_step is called before the step is counted, on_train_epoch_end after it.
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx - len(losses) + 1 + index
-        raise NonFiniteLossError(
-            f"the training loss became {value} at step {step} (epoch {self.current_epoch}). Try a lower learning "
-            f"rate (--model.lr is {self.hparams['lr']}), --trainer.gradient_clip_val 1, or --trainer.precision 32"
+        remedy = (
+            f"Try a lower learning rate (--model.lr is {self.hparams['lr']}), --trainer.gradient_clip_val 1, or "
+            "--trainer.precision 32"
         )
+        if bad := self._batches_that_are_not_finite():
+            remedy = f"It is the data: {bad} of the training batches hold values that are not finite"
+        where = f"step {step} (epoch {self.current_epoch})"
+        raise NonFiniteLossError(f"the training loss became {value} at {where}. {remedy}")
+
+    def _batches_that_are_not_finite(self) -> int:
+        """Looked for when all is lost already: in every step it would cost time."""
+        batches = islice(self.trainer.train_dataloader, 10_000)  # type: ignore[arg-type]  # there may be no end
+        inputs = (batch[0] for batch in batches if isinstance(batch, (tuple, list)))
+        return sum(isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all() for x in inputs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes down which class this is: the weights alone do not tell."""

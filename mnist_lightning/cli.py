@@ -8,16 +8,18 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from rich.console import Console
 
@@ -37,15 +39,18 @@ from mnist_lightning.classifier import Classifier
 from mnist_lightning.config_names import with_configs
 from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
 from mnist_lightning.data.images import MNISTDataModule
-from mnist_lightning.errors import InputError, one_line, plain_words
+from mnist_lightning.errors import InputError, one_line, plain_words, refuse_nulls
 from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
 from mnist_lightning.files import write_whole
+from mnist_lightning.run_folder import RunConfig, RunLogger, WholeCheckpoints, explained
 
 LOGS = "lightning_logs"
+_MOST_DEVICES = 1024  # on CPUs, each is a process, and Lightning would start any number of them
 
 # What can be done with checkpoints and runs: the function of each verb, imported when it is needed.
 VERBS = {
     "compare": "mnist_lightning.evaluation.report.write_report",
+    "robustness": "mnist_lightning.evaluation.robustness_report.write_robustness",
     "explore": "mnist_lightning.evaluation.data_report.write_data_report",
     "connectivity": "mnist_lightning.explain.command.write_connectivity",
     "gradcam": "mnist_lightning.explain.gradcam.write_gradcam",
@@ -87,6 +92,7 @@ def main(args: list[str] | None = None) -> None:
     if not torch.cuda.is_available():
         # Lightning has torch ask the driver's library for GPUs, and Adam asks in every step: 70 µs to find none.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+    threading.excepthook = _thread_failed
     warnings.formatwarning = lambda message, *_: f"mnist-lightning: warning: {one_line(message, 1000)}\n"
     args = sys.argv[1:] if args is None else args
     try:
@@ -104,6 +110,12 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
     if torch.distributed.is_initialized():  # its threads would abort the process that ends with them alive
         torch.distributed.destroy_process_group()
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Leaves TensorBoard's thread that writes silent about a full disk: the next event raises the same error again."""
+    if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__name__ == "_AsyncWriterThread"):
+        threading.__excepthook__(failure)
 
 
 def _keep_freed_memory() -> None:
@@ -183,6 +195,7 @@ class CLI(LightningCLI):
                 "version": mnist_lightning.__version__,
             },
             trainer_defaults={"max_epochs": 10},
+            save_config_callback=RunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -208,6 +221,12 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the arguments given, without Lightning's warning that they are not the process's."""
         self.config = parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise InputError(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """In place of Lightning's, which lets the checkpoint's model arguments win without a word."""
@@ -243,10 +262,16 @@ class CLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """A value that a constructor does not take is the user's to mend."""
+        config = self.config[self.subcommand]
+        for part in ("model", "data"):
+            if config[part] is not None:
+                component = config[part].as_dict()
+                refuse_nulls(part, resolve_name(component["class_path"]), component.get("init_args", {}))
+        refuse_nulls("trainer", Trainer, config.trainer.as_dict())
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise InputError(str(error)) from error
+            raise InputError(plain_words(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks that every run has, and the logger."""
@@ -267,20 +292,34 @@ class CLI(LightningCLI):
         if trainer["profiler"] is None:
             kwargs["profiler"] = NoProfiler()
         self.trainer_defaults["callbacks"] = callbacks
+        if str(trainer["devices"]).isdigit() and int(trainer["devices"]) > _MOST_DEVICES:
+            raise InputError(f"trainer.devices is {trainer['devices']}; it can be {_MOST_DEVICES} at the most")
         try:
-            return super().instantiate_trainer(**kwargs)
-        except TypeError as error:  # Lightning's word for a wrong number of devices
+            made = super().instantiate_trainer(**kwargs)
+        except (TypeError, OverflowError) as error:  # Lightning's words for a wrong number of devices
             raise InputError(str(error)) from error
+        if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default, and nobody's choice
+            made.strategy.checkpoint_io = WholeCheckpoints()
+        return made
 
-    def _logger(self, root: Any) -> TensorBoardLogger:
+    def _logger(self, root: Any) -> RunLogger:
         """A new folder for a new run; a resumed run goes on in its own."""
         checkpoint = self._get(self.config_init, "ckpt_path")
         if checkpoint and Path(checkpoint).parent.name == "checkpoints":
             run = Path(checkpoint).absolute().parents[1]
-            return TensorBoardLogger(run.parent.parent, name=run.parent.name, version=run.name, default_hp_metric=False)
+            return RunLogger(run.parent.parent, name=run.parent.name, version=run.name, default_hp_metric=False)
         # Absolute, because the checkpoints remember their folder, and a run may be resumed from elsewhere.
         logs = Path(root or ".").absolute() / LOGS
-        return TensorBoardLogger(logs, name=self._get(self.config_init, "experiment"), default_hp_metric=False)
+        return RunLogger(logs, name=self._get(self.config_init, "experiment"), default_hp_metric=False)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Says what a full disk has spared."""
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:
+            if subcommand != "fit" or not self.trainer.loggers:
+                raise
+            raise explained(error, Path(self.trainer.loggers[0].log_dir or ".")) from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -2,7 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_type_hints
 
 
 class InputError(ValueError):
@@ -33,6 +36,38 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """
     similar = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {similar[0]}?" if similar else ""
+
+
+def refuse_nulls(where: str, cls: type, arguments: Mapping[str, Any]) -> None:
+    """Refuses null for an argument that cannot be None: jsonargparse takes it for anything.
+
+    Args:
+        where: What the arguments are called.
+        cls: The class that they are for.
+        arguments: By their names; those of a dataclass may be nested.
+
+    Raises:
+        InputError: If one is null, and must not be.
+
+    Example:
+        >>> class Model:
+        ...     def __init__(self, lr: float, name: str | None) -> None: ...
+        >>> refuse_nulls("model", Model, {"name": None, "lr": None})
+        Traceback (most recent call last):
+        mnist_lightning.errors.InputError: model.lr is null, which it cannot be
+    """
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        with suppress(NameError, TypeError):  # a class of the user's, with names that only a type checker sees
+            hints |= get_type_hints(vars(base).get("__init__", object))
+    for name, value in arguments.items():
+        options = get_args(hints.get(name)) or (hints.get(name, Any),)
+        if value is None and not {Any, None, type(None)} & set(options):
+            raise InputError(f"{where}.{name} is null, which it cannot be")
+        if isinstance(value, Mapping):
+            for option in options:
+                if isinstance(option, type) and is_dataclass(option):
+                    refuse_nulls(f"{where}.{name}", option, value)
 
 
 _NOISE = re.compile(

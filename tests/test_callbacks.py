@@ -1,6 +1,8 @@
 """What a run leaves behind, read back as TensorBoard and `compare` read it."""
 
 import json
+from dataclasses import asdict
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from torch import nn
 
 from mnist_lightning import LeNet5, load, models
 from mnist_lightning.cli import main
+from mnist_lightning.evaluation.calibration import calibrate
 from mnist_lightning.evaluation.predictions import load_predictions
 
 CURVES = {"train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc", "lr"}
 FINAL = {f"final/{split}_{name}" for split in ("train", "val", "test") for name in ("acc", "loss")}
 
 
+_MEASURED = ("temperature", "validation_images", "loss_before", "loss_after")
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
 
 
@@ -52,6 +56,7 @@ def test_files(folder: Path) -> None:
         "summary.json",
         "test_predictions.npz",
         "checkpoints/best.ckpt",
+        "checkpoints/best.temperature.json",
         "checkpoints/last.ckpt",
     }
     assert events
@@ -98,6 +103,19 @@ def test_the_stored_logits_are_the_models(folder: Path, digits: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         again = load(folder)(images.unsqueeze(1).float() / 255).float()
     torch.testing.assert_close(logits, again, atol=0.05, rtol=0.05)
+
+
+def test_the_temperature_is_that_of_the_chosen_checkpoint_on_validation(folder: Path) -> None:
+    content = json.loads((folder / "checkpoints" / "best.temperature.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert content["loss_before"] == pytest.approx(summary["val"]["loss"], rel=1e-5)
+    assert content["validation_images"] == sum(summary["val"]["support"])
+    assert content["precision"] == summary["precision"] == "bf16-mixed"
+    sealed = (folder / "checkpoints" / "best.ckpt").read_bytes() + str(content["temperature"]).encode()
+    assert content["seal"] == sha256(sealed).hexdigest()
+    zeros = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    calibrated = load(folder, calibrated=True).classify(zeros)
+    torch.testing.assert_close(calibrated * content["temperature"], load(folder).classify(zeros))
 
 
 def test_config_repeats_the_run(folder: Path) -> None:
@@ -160,4 +178,8 @@ def test_every_model_leaves_the_same(name: str) -> None:
     assert ("figures/connectivity" in tags["images"]) == (name == "GNN")
     assert set(tags["scalars"]) == CURVES | FINAL | {"epoch"}
     assert json.loads((run / "summary.json").read_text())["model"] == name
-    assert type(load(run)).__name__ == name
+    assert type(load(run, calibrated=True)).__name__ == name
+    trained = json.loads((run / "checkpoints" / "best.temperature.json").read_text())
+    again = asdict(calibrate(run))  # gives an older run what a training writes
+    assert list(again) == list(trained)
+    assert [again[k] for k in _MEASURED] == pytest.approx([trained[k] for k in _MEASURED], rel=1e-3)

@@ -88,6 +88,8 @@ def digit_of(picture: Image.Image, name: str = "the picture") -> Tensor:
     """
     if min(picture.size) < _LEAST_SIDE:
         raise InputError(f"{name} has {picture.width} x {picture.height} pixels; a digit needs {_LEAST_SIDE} each way")
+    if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
+        raise InputError(f"{name} holds pixels that are not finite numbers")
     grey = _grey(picture)
     if _is_mnist_like(grey):
         return torch.from_numpy((255 * grey).round().astype(np.uint8))

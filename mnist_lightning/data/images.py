@@ -132,8 +132,10 @@ class MNISTDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
-        if num_workers < 0:
-            raise InputError(f"num_workers is {num_workers}; it must be 0 or more")
+        if not 0 <= num_workers <= 1024:
+            raise InputError(f"num_workers is {num_workers}; it must be at least 0 and at most 1024")
+        if seed is not None and seed < 0:
+            raise InputError(f"seed is {seed}; it must be 0 or more")
         if val_size <= 0 or (isinstance(val_size, float) and val_size >= 1):
             raise InputError(
                 f"val_size is {val_size}; it must be a number of images (1 or more) or a share between 0 and 1"

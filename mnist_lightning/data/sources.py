@@ -277,6 +277,8 @@ def read_picture(path: Path) -> Tensor:
 
     try:
         with Image.open(path) as file:
+            if file.mode == "F" and not np.isfinite(np.asarray(file)).all():
+                raise ValueError("its pixels are not all finite numbers")
             picture = file.convert("RGBA")
             if file.mode.startswith("I"):  # 16 bits, which Pillow clips to 8 instead of scaling
                 picture = Image.fromarray((np.asarray(file) / 257).astype(np.uint8)).convert("RGBA")

@@ -2,7 +2,6 @@
 
 import contextlib
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mnist_lightning.errors import InputError, one_line
-from mnist_lightning.files import replacing
+from mnist_lightning.sealed import is_whole, save_sealed
 
 
 def stored(file: str, folders: Sequence[Path], build: Callable[[], dict[str, Tensor]] | None) -> Path:
@@ -32,8 +31,7 @@ def stored(file: str, folders: Sequence[Path], build: Callable[[], dict[str, Ten
     if build is None:
         raise InputError(f"there is no {file} in {' or '.join(map(str, folders))}: prepare_data first")
     path = _writable(folders) / file
-    with replacing(path) as temporary:
-        torch.save(build(), temporary)
+    save_sealed(build(), path)
     return path
 
 
@@ -51,11 +49,10 @@ def mapped(path: Path) -> dict[str, Tensor]:
 
 
 def _sound(path: Path) -> bool:
-    """Whether a file is what was written: torch's files are zip archives, with a checksum for every tensor."""
+    """Whether a file is what was written; says if it is not."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            sound = archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, OSError):
+        sound = is_whole(path)
+    except OSError:
         sound = False
     if not sound:
         rank_zero_warn(f"{path} is damaged and made anew", category=UserWarning)

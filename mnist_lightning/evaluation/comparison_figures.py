@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import softmax
@@ -26,8 +27,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 
 
 def colours(comparison: Comparison) -> list[Any]:
-    """The models' colours, the same in all pictures; of many models a scale, in the table's order."""
-    count = len(comparison.rows)
+    """The models' colours, the same in all pictures."""
+    return palette(len(comparison.rows))
+
+
+def palette(count: int) -> list[Any]:
+    """Colours that can be told apart; of many a scale, in the table's order."""
     return list(COLOURS[:count] if count <= len(COLOURS) else colormaps["turbo"](np.linspace(0, 1, count)))
 
 
@@ -123,7 +128,7 @@ def confusions(comparison: Comparison) -> Figure:
 def f1_scores(comparison: Comparison) -> Figure:
     """F1 of each digit, mean over the seeds."""
     scores = [np.mean([_f1(run) for run in group], axis=0) for group in comparison.groups]
-    return _heat_map(100 * np.stack(scores), [row.name for row in comparison.rows], range(CLASSES), "F1 %", "{:.2f}")
+    return heat_map(100 * np.stack(scores), [row.name for row in comparison.rows], range(CLASSES), "F1 %", "{:.2f}")
 
 
 def _f1(run: Run) -> list[float]:
@@ -135,7 +140,7 @@ def agreement(comparison: Comparison) -> Figure:
     answers = [run.logits.argmax(axis=1) for run in comparison.chosen]
     shares = np.array([[(one == other).mean() for other in answers] for one in answers])
     names = [row.name for row in comparison.rows]
-    return _heat_map(100 * shares, names, names, "same answer, % of the images", "{:.2f}")
+    return heat_map(100 * shares, names, names, "same answer, % of the images", "{:.2f}")
 
 
 def frequent_confusions(comparison: Comparison, count: int = 12) -> Figure:
@@ -145,7 +150,7 @@ def frequent_confusions(comparison: Comparison, count: int = 12) -> Figure:
     most = [pair for pair, _ in total.most_common(count)]
     values = np.array([[counter[pair] for pair in most] for counter in counters]).reshape(len(counters), len(most))
     names = [f"{label} as {predicted}" for label, predicted in most]
-    return _heat_map(values, [row.name for row in comparison.rows], names, "mistakes", "{:.0f}")
+    return heat_map(values, [row.name for row in comparison.rows], names, "mistakes", "{:.0f}")
 
 
 def _mistakes(run: Run) -> list[tuple[int, int]]:
@@ -153,17 +158,33 @@ def _mistakes(run: Run) -> list[tuple[int, int]]:
     return list(zip(run.labels[wrong].tolist(), run.logits.argmax(axis=1)[wrong].tolist(), strict=True))
 
 
-def _heat_map(
-    values: NDArray[np.floating], rows: Sequence[object], columns: Sequence[object], label: str, form: str
+def heat_map(
+    values: NDArray[np.floating],
+    rows: Sequence[object],
+    columns: Sequence[object],
+    label: str,
+    form: str,
+    gamma: float = 1.0,
 ) -> Figure:
+    """Numbers in a grid, and their size as colour.
+
+    Args:
+        values: [R, C].
+        rows: R names.
+        columns: C names.
+        label: What the colours mean.
+        form: How a number is written.
+        gamma: Below 1, more of the colours are spent on the small values.
+    """
     figure = Figure(figsize=(2.5 + 0.75 * max(4, len(columns)), 1.6 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, cmap="Blues", aspect="auto")
-    middle = (values.max() + values.min()) / 2 if values.size else 0
+    image = axes.imshow(values, cmap="Blues", aspect="auto", norm=PowerNorm(gamma))
+    depth = np.asarray(image.norm(values))
     for (row, column), value in np.ndenumerate(values):
-        shade = "white" if value > middle else "black"
+        shade = "white" if depth[row, column] > 0.5 else "black"
         axes.text(column, row, form.format(value), ha="center", va="center", fontsize=8, color=shade)
-    axes.set_xticks(range(len(columns)), [str(c) for c in columns], rotation=0 if len(str(columns[0])) < 3 else 45)
+    names = [str(column) for column in columns]
+    axes.set_xticks(range(len(names)), names, rotation=0 if all(len(name) < 3 for name in names) else 45)
     axes.set_yticks(range(len(rows)), [str(row) for row in rows])
     figure.colorbar(image, label=label)
     return figure
@@ -230,6 +251,10 @@ def lonely_mistakes(comparison: Comparison, images: Tensor, count: int = 20) -> 
 
 
 def _legend(figure: Figure, comparison: Comparison) -> None:
-    handles = [figure.axes[0].plot([], [], color=colour, linewidth=3)[0] for colour in colours(comparison)]
-    names = [row.name for row in comparison.rows]
+    legend(figure, [row.name for row in comparison.rows])
+
+
+def legend(figure: Figure, names: Sequence[str]) -> None:
+    """Which colour of `palette` is which model's, beside the figure's panels."""
+    handles = [figure.axes[0].plot([], [], color=colour, linewidth=3)[0] for colour in palette(len(names))]
     figure.legend(handles, names, loc="outside right upper", fontsize=9, frameon=False)
