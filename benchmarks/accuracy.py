@@ -23,9 +23,9 @@ from rich.table import Table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
-MAIN = ("speedrun", "mlp", "lenet", "cnn", "resnet", "densenet", "gnn")
+MAIN = ("speedrun", "mlp", "lenet", "cnn", "resnet", "densenet", "gnn", "robust")
 PUBLISHED = tuple(sorted(path.stem for path in (CONFIGS / "published").glob("*.yaml") if path.stem != "mse"))
-MSE = tuple(f"{name}+mse" for name in MAIN if name != "speedrun")
+MSE = tuple(f"{name}+mse" for name in MAIN if name not in ("speedrun", "robust"))
 
 
 def train(config: str, seed: int, *options: str, name: str | None = None) -> dict[str, Any]:

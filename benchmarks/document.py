@@ -55,7 +55,7 @@ pictures only. The losses are those of the training, and cannot be compared alon
 
 
 def document(runs: list[Run]) -> tuple[str, Comparison]:
-    """The text, and the comparison of the six families for the pictures."""
+    """The text, and the comparison of the main configs for the pictures."""
     by_name: dict[str, list[Run]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)

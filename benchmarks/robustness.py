@@ -10,12 +10,14 @@ import argparse
 import json
 import time
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from throughput import machine
 from torch import Tensor
 
@@ -30,6 +32,7 @@ from mnist_lightning.evaluation.unknowns import unknown_sets
 from mnist_lightning.files import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
+PICTURES = {"errors": "robustness.png", "corrupted-digits": "corruptions.png"}  # of the page: kept for the README
 
 
 def percent(shares: NDArray[np.floating]) -> dict[str, float]:
@@ -98,6 +101,10 @@ def main() -> None:
     if len(conditions) == len(PUBLISHED_CONDITIONS):
         with TemporaryDirectory() as folder:
             write_page([found], problems, False, Path(folder))
+            for name, picture in PICTURES.items():
+                small = BytesIO()
+                Image.open(Path(folder, f"{name}.png")).convert("RGB").quantize(64).save(small, "png", optimize=True)
+                write_whole(RESULTS.with_name(picture), small.getvalue())
     ended = time.perf_counter()
     content = {
         **machine(),

@@ -220,7 +220,10 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the arguments given, without Lightning's warning that they are not the process's."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ValueError as error:  # of a path that no system takes
+            raise InputError(one_line(error)) from error
 
     def _set_seed(self) -> None:
         try:
@@ -267,6 +270,8 @@ class CLI(LightningCLI):
             if config[part] is not None:
                 component = config[part].as_dict()
                 refuse_nulls(part, resolve_name(component["class_path"]), component.get("init_args", {}))
+        if not hasattr(config.trainer, "as_dict"):
+            raise InputError(f"trainer is {one_line(config.trainer, 80)}; it must be a mapping of options")
         refuse_nulls("trainer", Trainer, config.trainer.as_dict())
         try:
             super().instantiate_classes()
@@ -294,6 +299,8 @@ class CLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         if str(trainer["devices"]).isdigit() and int(trainer["devices"]) > _MOST_DEVICES:
             raise InputError(f"trainer.devices is {trainer['devices']}; it can be {_MOST_DEVICES} at the most")
+        if trainer["accumulate_grad_batches"] < 1:
+            raise InputError(f"trainer.accumulate_grad_batches is {trainer['accumulate_grad_batches']}; 1 is the least")
         try:
             made = super().instantiate_trainer(**kwargs)
         except (TypeError, OverflowError) as error:  # Lightning's words for a wrong number of devices

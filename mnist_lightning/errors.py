@@ -74,6 +74,10 @@ _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Expected a path but"
 )
 
+_NO_CLASS = re.compile(  # the last two where there is something else than a name
+    r"Not a valid subclass of|Expected (a )?dot import path string|argument of type '\w+' is not iterable|unhashable"
+)
+
 
 def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str] = ()) -> str:
     """One clear line out of what jsonargparse says in ten.
@@ -108,7 +112,8 @@ def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str
     inside = f"{where}." if where else ""
     if unknown := re.fullmatch(r"Option '(.+)' is not accepted", cause):
         return f"unknown option {inside}{unknown[1]}{suggestion(unknown[1].split('.')[-1], options)}"
-    if known_already := re.fullmatch(r"unknown option (.+)|(\S+ is .+, expected .+)", cause):  # from a parser inside
+    from_a_parser_inside = r"unknown option (.+)|(\S+ is .+, expected .+|\S+ must be \w+)"
+    if known_already := re.fullmatch(from_a_parser_inside, cause):
         return f"unknown option {inside}{known_already[1]}" if known_already[1] else f"{inside}{known_already[2]}"
     if unknown := re.fullmatch(r"Subcommand '.+' does not accept option '(.+)'", cause):
         return f"unknown option {unknown[1]}{suggestion(unknown[1], options)}"
@@ -117,6 +122,10 @@ def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str
     if unknown := re.fullmatch(r"Expected a dot import path string: (.+)", cause):
         known = ", ".join(sorted(classes))
         return f"unknown {where} {unknown[1]}; there are {known}, or give the path of your own: module.Class"
+    if known := ", ".join(sorted(classes)) if _NO_CLASS.match(cause) else "":
+        return f"{where} names no class that fits; there are {known}, or give the path of your own: module.Class"
+    if wrong := re.fullmatch(r"(?:([\w.]+): )?Expected an? <class '(\w+)'>", cause):
+        return f"{inside}{wrong[1]} must be {wrong[2]}" if wrong[1] else f"{where} must be {wrong[2]}"
     if wrong := re.fullmatch(r"Expected (.+?)\. Got value: (.*)", cause):
         expected = wrong[1].replace("a typing.Literal", "one of ")
         expected = re.sub(r"<class '(.+?)'>", r"\1", expected)

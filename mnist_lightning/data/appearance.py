@@ -13,7 +13,7 @@ from mnist_lightning.errors import InputError
 _SIDE = 28
 _KERNEL = 5  # side of the random filters, in pixels
 _WAVES = 3
-_PLAIN = 0.4  # share of the images that keep their looks: a model that never sees clean digits is worse on them
+_PLAIN = 0.5  # share of the images that keep their looks: a model that never sees clean digits is worse on them
 _LEAST_CONTRAST = 0.15
 
 

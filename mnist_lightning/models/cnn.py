@@ -57,6 +57,8 @@ class CNN(Classifier):
         sizes = [kernel_size] * len(channels) if isinstance(kernel_size, int) else kernel_size
         if len(sizes) != len(channels):
             raise InputError(f"kernel_size has {len(sizes)} entries for {len(channels)} blocks; give one or one each")
+        if min([pool, *channels, *sizes]) < 1:
+            raise InputError("channels, kernel_size and pool are numbers of 1 or more")
         if not 0 <= crop < 14:
             raise InputError(f"crop is {crop}; it must be at least 0 and below 14, half of the picture")
         self.crop = crop
