@@ -108,6 +108,8 @@ def main(args: list[str] | None = None) -> None:
             raise
         sys.stderr.write(f"mnist-lightning: error: {error.filename}: {error.strerror}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)  # what shells say of it; what was written is whole
     if torch.distributed.is_initialized():  # its threads would abort the process that ends with them alive
         torch.distributed.destroy_process_group()
 
@@ -222,8 +224,10 @@ class CLI(LightningCLI):
         """Parses the arguments given, without Lightning's warning that they are not the process's."""
         try:
             self.config = parser.parse_args(args)
-        except ValueError as error:  # of a path that no system takes
-            raise InputError(one_line(error)) from error
+        except ValueError as error:
+            if "null byte" in str(error):  # a path that no system takes
+                raise InputError(one_line(error)) from error
+            raise
 
     def _set_seed(self) -> None:
         try:

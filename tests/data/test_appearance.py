@@ -39,24 +39,24 @@ def test_the_same_numbers_give_the_same_images(images: Tensor) -> None:
     assert after.min() >= 0
     assert after.max() <= 1
     share = is_changed(after, images).float().mean().item()
-    assert 0.4 < share < 0.6  # half stay as they are, and each of six changes leaves out half of the others
+    assert 0.2 < share < 0.4  # seven in ten stay as they are, and each of six changes leaves out half of the others
     assert torch.equal(changed(images), images)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "share"),
     [
-        ("clutter", 1, 0.13),  # pieces are often of the background
-        ("filter", 1, 0.33),
-        ("tone", 0.8, 0.25),
-        ("waves", 0.5, 0.25),
-        ("noise", 0.4, 0.25),
-        ("patches", 1, 0.25),
+        ("clutter", 1, 0.1),  # pieces are often of the background
+        ("filter", 1, 0.21),
+        ("tone", 0.8, 0.15),
+        ("waves", 0.5, 0.15),
+        ("noise", 0.4, 0.15),
+        ("patches", 1, 0.15),
     ],
 )
 def test_every_change_is_of_some_images(name: str, value: float, share: float, images: Tensor) -> None:
     found = is_changed(changed(images, **{name: value}), images).float().mean().item()
-    assert found == pytest.approx(share, abs=0.1)
+    assert found == pytest.approx(share, abs=0.07)
 
 
 def test_clutter_is_of_other_digits(images: Tensor) -> None:
