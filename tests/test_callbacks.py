@@ -167,9 +167,8 @@ def test_a_compiled_model_leaves_its_graph_too(monkeypatch: pytest.MonkeyPatch) 
     assert b"Conv2d[c1]" in events.Graph().SerializeToString()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "GNN" else name for name in models.__all__]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.__all__)
 def test_every_model_leaves_the_same(name: str) -> None:
     data = "MNISTSuperpixelsDataModule" if name == "GNN" else "MNISTDataModule"
     main(["fit", "--model", name, "--data", data, "--data.source", "digits", "--data.batch_size", "128", *SHORT])

@@ -74,12 +74,6 @@ def test_fit_by_config(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "warning" not in err.lower()
 
 
-def test_runs_are_numbered(capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):
-        fit("--model", "MLP", "--experiment", "twins")
-    assert {path.name for path in Path("lightning_logs/twins").iterdir()} == {"version_0", "version_1"}
-
-
 @pytest.fixture
 def trained() -> Path:
     fit("--model", "MLP", "--model.lr", "0.003")

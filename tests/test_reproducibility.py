@@ -129,11 +129,8 @@ def test_killed_and_resumed_gives_the_same_weights(
         assert summary(expected)[key] == summary(killed)[key]
 
 
-@pytest.mark.parametrize("whole", ["cnn", "gnn"])
-def test_two_processes_test_as_one_does(
-    whole: str, request: pytest.FixtureRequest, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = f"--ckpt_path={request.getfixturevalue(whole)}"
+def test_two_processes_test_as_one_does(gnn: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = f"--ckpt_path={gnn}"
     capsys.readouterr()
     main(["test", checkpoint])
     table = re.compile(r"│ .*│")

@@ -83,6 +83,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "lightning_logs" / "mlp" / "version_0"
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_all_that_is_needed(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import onnxruntime
 

@@ -326,6 +326,7 @@ def test_a_blank_digit_has_a_sheet_too(recwarn: pytest.WarningsRecorder) -> None
     assert not [warning for warning in recwarn if "contour" in str(warning.message)]
 
 
+@pytest.mark.slow
 def test_one_of_each_class_as_a_picture(run: Path) -> None:
     assert write_gradcam(str(run)) == Path("gradcam.png")
     height, width, _ = matplotlib.image.imread("gradcam.png").shape
