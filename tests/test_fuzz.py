@@ -161,7 +161,7 @@ def fuzzed(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]
 
 
 @pytest.mark.usefixtures("unstarted")
-@fuzzed(15)
+@fuzzed(8)
 def test_anything_is_taken_or_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], field: tuple[str, str], value: Any
 ) -> None:
