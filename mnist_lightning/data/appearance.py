@@ -103,11 +103,14 @@ class Appearance:
             Float [B, 1, 28, 28] in [0, 1].
         """
         sizes = [sum(numbers) for numbers in self._numbers]
-        clutter, filtering, tone, waves, noise, patches, plain = torch.split(drawn.to(images), sizes, dim=1)
-        changed = images
+        some = (drawn[:, -1] >= _PLAIN).nonzero().flatten().to(images.device)
+        if not len(some):
+            return images
+        clutter, filtering, tone, waves, noise, patches, _ = torch.split(drawn.to(images)[some], sizes, dim=1)
+        changed = images[some]
         for piece in range(self.clutter):
             there, rectangle, chosen = torch.split(clutter[:, 7 * piece : 7 * piece + 7], [2, 4, 1], dim=1)
-            other = _rolled(images.roll(piece + 1, dims=0), there) * _rectangles(rectangle)
+            other = _rolled(images.roll(piece + 1, dims=0)[some], there) * _rectangles(rectangle)
             changed = torch.where(_each(chosen < 0.5), torch.maximum(changed, other), changed)
         if self.filter:
             changed = self._filtered(changed, filtering)
@@ -122,7 +125,7 @@ class Appearance:
             rectangle, grey, chosen = torch.split(patches[:, 6 * patch : 6 * patch + 6], [4, 1, 1], dim=1)
             hidden = (_rectangles(rectangle) > 0) & _each(chosen < 0.5)
             changed = torch.where(hidden, _each(grey), changed)
-        return torch.where(_each(plain < _PLAIN), images, changed.clamp(0, 1))
+        return images.index_copy(0, some, changed.clamp(0, 1))
 
     def _filtered(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Adds a random filter's result to some images, and puts its magnitude in the place of others."""
