@@ -84,6 +84,7 @@ def test_the_tested_checkpoint_is_the_one_with_the_best_validation(folder: Path,
     assert summary["val"]["accuracy"] == pytest.approx(max(accuracies))
 
 
+@pytest.mark.slow
 def test_of_equally_good_epochs_the_last_is_chosen(tmp_path: Path) -> None:
     fit("--config", "lenet", "--trainer.max_epochs", "3", "--data.val_size", "1", "--model.lr", "0.00001")
     run = tmp_path / "lightning_logs" / "lenet" / "version_0"

@@ -83,6 +83,7 @@ def test_a_class_that_is_not_imported_is_named(trained: Callable[[Classifier], P
     assert "Mine, which is not known here: import the module that defines it first" in output
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_compiled_model_loads_without_compiling(trained: Callable[[Classifier], Path]) -> None:
     class Spied(MLP):
         compiled = 0

@@ -73,6 +73,7 @@ def test_node_features_are_those_of_their_pixels(images: Tensor, graphs: Superpi
             torch.testing.assert_close(graphs.pos[first + node], torch.stack(centre))
 
 
+@pytest.mark.slow
 def test_neighbors_are_those_of_brute_force(graphs: SuperpixelGraphs) -> None:
     for g in range(len(graphs)):
         pos = graphs.pos[graphs.node_ptr[g] : graphs.node_ptr[g + 1]].double()

@@ -29,7 +29,10 @@ from mnist_lightning.deploy import app as module
 from mnist_lightning.deploy.app import LARGEST, serve, start
 from mnist_lightning.deploy.app_page import answers_html
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="Gradio is not installed")
+pytestmark = [
+    pytest.mark.slow,  # Gradio alone takes three seconds to import
+    pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="Gradio is not installed"),
+]
 PASSWORDS = "/etc/passwd"
 
 
@@ -197,7 +200,6 @@ def test_nothing_is_kept(app: Any) -> None:
     assert "base64" not in repr(sessions)
 
 
-@pytest.mark.slow
 def test_fifty_questions_from_eight_visitors(app: Any, models: dict[str, Classifier]) -> None:
     pictures = [on_paper(digit) for digit in read("digits", train=False)[0][:50]]
     with ThreadPoolExecutor(8) as visitors:
@@ -231,7 +233,6 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
         serve("nowhere")
 
 
-@pytest.mark.slow
 def test_from_the_command_line_until_interrupted(
     models: dict[str, Classifier], tmp_path: Path, spawn: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -334,7 +335,6 @@ def seen(html: str) -> Tensor:
     return torch.from_numpy(np.array(Image.open(BytesIO(b64decode(content[0])))))
 
 
-@pytest.mark.slow
 def test_strokes_become_answers(visit: Callable[..., Any], models: dict[str, Classifier]) -> None:
     page = visit(**DESKTOP)
     assert HINT in page.locator(".answers").inner_html()
@@ -374,7 +374,6 @@ def photo_of(digit: Tensor) -> Image.Image:
     return Image.fromarray(paper.clip(0, 255).astype(np.uint8))
 
 
-@pytest.mark.slow
 def test_photos(visit: Callable[..., Any], models: dict[str, Classifier]) -> None:
     page = visit(**DESKTOP)
     zero, one = read("digits", train=False)[0][:2]
@@ -402,7 +401,6 @@ def test_photos(visit: Callable[..., Any], models: dict[str, Classifier]) -> Non
         assert (seen(answers(page)).float() - one).abs().mean() < 25
 
 
-@pytest.mark.slow
 def test_a_bad_file_gets_a_message(visit: Callable[..., Any]) -> None:
     page = visit(**DESKTOP)
     for name, content, message in (
@@ -415,7 +413,6 @@ def test_a_bad_file_gets_a_message(visit: Callable[..., Any]) -> None:
     assert "problem" not in answers(page)
 
 
-@pytest.mark.slow
 def test_the_newest_question_wins(visit: Callable[..., Any]) -> None:
     page = visit(**DESKTOP)
     questions: list[Any] = []
@@ -434,7 +431,6 @@ def test_the_newest_question_wins(visit: Callable[..., Any]) -> None:
     assert "No answer" in answers(page)
 
 
-@pytest.mark.slow
 def test_a_phone(visit: Callable[..., Any], models: dict[str, Classifier]) -> None:
     page = visit(**PHONE)
     box = page.locator("canvas").bounding_box()

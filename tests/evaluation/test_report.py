@@ -64,6 +64,7 @@ def test_reports_on_a_desk_and_on_a_telephone(logs: Path, visit: Callable[[str, 
         assert visit(page, VISITOR) == {"1280": seen, "390": seen}
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_named_and_left_out(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = logs / "mlp" / "version_0" / "summary.json"
     summary.write_text(summary.read_text()[:-50])
