@@ -109,7 +109,7 @@ def test_the_same_command_twice_gives_the_same_weights(cnn: Path, run: Run) -> N
     assert not same_weights(cnn, run_folder("other"))
 
 
-@pytest.mark.parametrize(("whole", "args"), [("cnn", FIT), ("cnn_by_two", [*FIT, *DDP]), ("gnn", GNN)])
+@pytest.mark.parametrize(("whole", "args"), [("cnn_by_two", [*FIT, *DDP]), ("gnn", GNN)])
 def test_killed_and_resumed_gives_the_same_weights(
     whole: str, args: list[str], request: pytest.FixtureRequest, run: Run, spawn: Spawn
 ) -> None:
