@@ -166,7 +166,7 @@ class RunFiles(_IdleInSteps):
         summary = json.dumps(self._summary(trainer, pl_module, data), indent=2) + "\n"
         write_whole(Path(folder, "summary.json"), summary.encode())
         if "val" in predictions and trainer.ckpt_path and predictions["val"][0].isfinite().all():
-            from mnist_lightning.evaluation.calibration import save_temperature  # scipy takes a second to import
+            from mnist_lightning.evaluation.calibration import save_temperature  # not needed to start
 
             save_temperature(Path(trainer.ckpt_path), *predictions["val"], str(trainer.precision))
 

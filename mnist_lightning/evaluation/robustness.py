@@ -20,7 +20,7 @@ from mnist_lightning.evaluation.unknowns import Detection, detection
 
 Float = NDArray[np.floating[Any]]
 SEVERITIES = (1, 2, 3, 4, 5)
-_AT_ONCE = 256  # digits; a GNN's edges of 512 are more than the 32 MiB that glibc keeps, and take 2.5 times as long
+_AT_ONCE = 256  # digits; of 512, a GNN takes 2.5 times as long for each
 
 
 class Condition(NamedTuple):
@@ -136,8 +136,8 @@ class Robustness:
     @cached_property
     def bootstrapped(self) -> Float:
         """Mean errors [models, R] over the 15 corruptions, had there been other test images and other seeds."""
-        shares: list[Any] = [wrong[:, self.published].mean(axis=1) for wrong in self.wrong]
-        return bootstrapped_accuracies(shares)  # of any share, not only of right answers
+        shares = [wrong[:, self.published].mean(axis=1) for wrong in self.wrong]
+        return bootstrapped_accuracies(shares)
 
     def interval(self, model: int) -> tuple[float, float]:
         """The 95 % interval of a model's mean error, over images and seeds; of one run over images alone."""
@@ -226,7 +226,7 @@ def costliest(found: Robustness, model: int) -> str:
     """
     wrong, errors = found.wrong[model], found.errors[model].mean(axis=0)
     worst, *others = sorted(found.published, key=lambda index: -errors[index])
-    differences: list[Any] = [wrong[:, worst].astype(np.float32) - wrong[:, other] for other in others]
+    differences = [wrong[:, worst].astype(np.float32) - wrong[:, other] for other in others]
     low = np.percentile(bootstrapped_accuracies(differences), 2.5, axis=1)
     named = [worst, *(other for other, least in zip(others, low, strict=True) if least <= 0)]
     costs = [f"{found.conditions[index].name} ({100 * errors[index]:.2f} % wrong)" for index in named]

@@ -25,7 +25,6 @@ from mnist_lightning.evaluation.runs import chosen_of
 from mnist_lightning.evaluation.unknowns import detection_map, sheet
 from mnist_lightning.files import write_whole
 
-_WRAPPED = 'style="overflow-wrap: anywhere"'  # paths may be wider than a telephone
 _Picture = tuple[str, Figure, str]  # its file's name, and a caption
 
 
@@ -43,7 +42,7 @@ def write_page(found: Sequence[Robustness], problems: Sequence[str], public: boo
     """
     count = sum(len(model.runs) for one in found for model in one.models)
     body = ["<header><h1>Robustness</h1>", f"<p>{count} run{'s' if count > 1 else ''}.</p>"]
-    body += [f'<p class="problem" {_WRAPPED}>Left out: {escape(problem)}</p>' for problem in problems]
+    body += [f'<p class="problem">Left out: {escape(problem)}</p>' for problem in problems]
     body.append("</header>")
     for number, one in enumerate(found):
         body += _section(one, public, folder, f"{number + 1}-" if number else "")
@@ -87,7 +86,7 @@ def _section(found: Robustness, public: bool, folder: Path, prefix: str) -> Iter
     yield "<p>How far confidence is from accuracy, in 15 bins (Guo et al. 2017). Temperatures were fitted on clean"
     yield "validation digits.</p>"
     if lacking := found.without_temperature:
-        yield f"<p {_WRAPPED}>Without a temperature: {escape(', '.join(lacking))}."
+        yield f"<p>Without a temperature: {escape(', '.join(lacking))}."
         yield "mnist_lightning.evaluation.calibration.calibrate(RUN) fits one and puts it beside the checkpoint.</p>"
     yield from _shown(_calibration_pictures(found), folder, prefix)
     yield f"</section><section><h2>{escape(unknown.title)}</h2>"

@@ -52,14 +52,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def bootstrapped_accuracies(groups: Sequence[Correct], draws: int = 2_000, seed: int = 0) -> Float:
+def bootstrapped_accuracies(groups: Sequence[Correct | Float], draws: int = 2_000, seed: int = 0) -> Float:
     """Mean accuracies of groups of runs, had there been other test images and other seeds.
 
     Each draw takes as many images, with replacement, and the same ones for all groups; and as many runs of each group,
     with replacement. A group of one run says nothing about seeds: its spread is that of the images alone.
 
     Args:
-        groups: bool [n, N] each, where each of a group's n runs is right; N is the same for all.
+        groups: bool [n, N] each, where each of a group's n runs is right; N is the same for all. Or float, of any
+            other share of each image.
         draws: Number of draws R.
         seed: Of the random numbers.
 
