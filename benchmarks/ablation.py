@@ -1,6 +1,6 @@
-"""What each part of the GNN is worth: `configs/gnn.yaml` with one part changed, few epochs, one CSV row a run.
+"""Ablation of the GNN: trains `configs/gnn.yaml` for three epochs with one part changed; one CSV row per run.
 
-Goes on where it was stopped.
+An interrupted script continues where it stopped.
 
     python benchmarks/ablation.py              # writes results/ablation.csv
 """
@@ -23,7 +23,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    """Trains what is missing and shows the table."""
+    """Trains the missing runs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -1,15 +1,14 @@
-"""Test accuracy of configs over seeds: runs `mnist-lightning fit` for each and notes its summary in a CSV file.
+"""Test accuracy of configs over seeds: runs `mnist-lightning fit` for each and adds a row to a CSV file.
 
-Run it again and it goes on where it was stopped: a config and seed that has its row is not run again.
+An interrupted script continues where it stopped: configs and seeds that have a row are skipped.
 
     python benchmarks/accuracy.py                            # all main and published configs, seeds 0, 1, 2: 4 hours
-    python benchmarks/accuracy.py --seeds 0 -- densenet+mse  # or any others
+    python benchmarks/accuracy.py --seeds 0 -- densenet+mse  # any other configs
     python benchmarks/document.py lightning_logs             # writes docs/results.md
 """
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 from collections import defaultdict
@@ -21,6 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mnist_lightning.runs.run import finished_runs
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
 MAIN = ("speedrun", "mlp", "lenet", "cnn", "resnet", "densenet", "gnn", "robust")
@@ -29,20 +30,23 @@ MSE = tuple(f"{name}+mse" for name in MAIN if name not in ("speedrun", "robust")
 
 
 def train(config: str, seed: int, *options: str, name: str | None = None) -> dict[str, Any]:
-    """Runs a config (`a+b` is config a changed by config b) and gives back its row; the run's folder stays.
+    """Trains a config and keeps its run folder.
 
     Args:
-        config: Its name.
-        seed: The training's seed.
+        config: Name of a config. `a+b` is config a with the changes of config b.
+        seed: Seed of the training.
         *options: More arguments of `fit`.
-        name: What to call the run, if not like its config.
+        name: Name of the experiment. Default: the config's name.
+
+    Returns:
+        The run's row for the CSV file.
     """
     name = name or config
     names = [argument for name in config.split("+") for argument in ("--config", name)]
     command = [sys.executable, "-m", "mnist_lightning", "fit", *names, "--data.fallback", "null"]
     subprocess.run([*command, "--seed_everything", str(seed), "--experiment", name, *options], check=True)
-    paths = Path("lightning_logs", name).glob("version_*/summary.json")
-    summary = json.loads(max(paths, key=lambda path: path.stat().st_mtime).read_text())
+    runs, _ = finished_runs([f"lightning_logs/{name}"])
+    summary = max(runs, key=lambda run: run.summary_file.stat().st_mtime).summary
     return {
         "config": name,
         "seed": seed,
@@ -68,7 +72,7 @@ def train(config: str, seed: int, *options: str, name: str | None = None) -> dic
 
 
 def table(rows: list[dict[str, str]]) -> Table:
-    """Mean and sample standard deviation over the seeds of each config."""
+    """Makes a table of each config's mean and sample standard deviation over the seeds."""
     groups = defaultdict(list)
     for row in rows:
         groups[row["config"]].append(row)
@@ -83,13 +87,13 @@ def table(rows: list[dict[str, str]]) -> Table:
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Mean ± sample standard deviation."""
+    """Formats mean ± sample standard deviation."""
     text = f"{mean(values):.{digits}f}"
     return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows that are there already."""
+    """Reads the rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -105,11 +109,11 @@ def add(path: Path, row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Trains what is missing and shows the table."""
+    """Trains the missing runs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join((*MAIN, *PUBLISHED, *MSE))
     parser.add_argument(
-        "configs", nargs="*", default=(*MAIN, *PUBLISHED), help=f"any of {known}; a+b is config a changed by b"
+        "configs", nargs="*", default=(*MAIN, *PUBLISHED), help=f"any of {known}; a+b is config a with the changes of b"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -1,8 +1,8 @@
-"""A training step on a CPU: what it is made of, and what each of our settings is worth.
+"""A training step on a CPU: the time of each kind of kernel, and the gain of each of this package's settings.
 
-- shares: of the kernels, in the time of a whole step with augmentation, by torch's profiler;
-- settings: milliseconds a step with all of them, and without one of them. Most cannot be undone in a process, so every
-  measurement has a process of its own; they alternate.
+- kernels: each kind's share of a training step with augmentation, measured with torch's profiler;
+- settings: milliseconds per step with all settings, and without each of them. Most settings cannot be undone within a
+  process, so each measurement runs in a new process. The measurements alternate.
 
     python benchmarks/cpu_step.py           # writes results/cpu_step.json, about 10 minutes on two cores
 """
@@ -49,7 +49,7 @@ KERNELS = {
 
 
 def training(name: str, bf16: bool = True, channels_last: bool = True) -> Callable[[], None]:
-    """A training step of a config, as a function."""
+    """Returns a function that runs one training step of a config."""
     model = build(name)
     if not channels_last:
         model.to(memory_format=torch.contiguous_format)
@@ -71,7 +71,7 @@ def training(name: str, bf16: bool = True, channels_last: bool = True) -> Callab
 
 
 def milliseconds(name: str, without: str) -> float:
-    """Median of 40 steps, after 10 to warm up."""
+    """Measures the median milliseconds of 40 steps, after 10 warm-up steps."""
     if without != "kept_memory":
         _keep_freed_memory()
     if without == "denormals":
@@ -86,7 +86,7 @@ def milliseconds(name: str, without: str) -> float:
 
 
 def shares(name: str) -> dict[str, float]:
-    """Percent of a step's time."""
+    """Measures each kind of kernel's share of a training step, in percent."""
     step = training(name)
     for _ in range(5):
         step()
@@ -100,22 +100,22 @@ def shares(name: str) -> dict[str, float]:
         kind = next((kind for kind, parts in KERNELS.items() if any(part in event.key for part in parts)), None)
         if kind:
             times[kind] += event.self_cpu_time_total
-    found = {kind: round(100 * microseconds / whole, 1) for kind, microseconds in times.most_common()}
-    return {**found, "the rest": round(100 - sum(found.values()), 1)}
+    percent = {kind: round(100 * microseconds / whole, 1) for kind, microseconds in times.most_common()}
+    return {**percent, "the rest": round(100 - sum(percent.values()), 1)}
 
 
-def measured(name: str, without: str) -> float:
-    """Milliseconds a step in a fresh process."""
+def in_new_process(name: str, without: str) -> float:
+    """Measures the milliseconds per step in a new process."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"} if without == "threads" else dict(os.environ)
     return float(subprocess.check_output([sys.executable, __file__, name, "--without", without], text=True, env=env))
 
 
 def main() -> None:
-    """Alternates and writes medians."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--without", help="print the milliseconds without this setting, and no more")
+    parser.add_argument("--without", help="only print the milliseconds per step without this setting")
     arguments = parser.parse_args()
     if arguments.without is not None:
         print(milliseconds(arguments.models[0], arguments.without))
@@ -126,7 +126,9 @@ def main() -> None:
     }
     _keep_freed_memory()
     for name in arguments.models:
-        rounds = [{way: measured(name, without) for way, without in WITHOUT.items()} for _ in range(arguments.rounds)]
+        rounds = [
+            {way: in_new_process(name, without) for way, without in WITHOUT.items()} for _ in range(arguments.rounds)
+        ]
         results[name] = {
             "percent_of_a_step": shares(name),
             "ms": {way: round(median(r[way] for r in rounds), 2) for way in WITHOUT},

@@ -1,4 +1,4 @@
-"""From the runs of `accuracy.py` to docs/results.md and its pictures, by what `mnist-lightning compare` is made of.
+"""Writes docs/results.md and its figures from the runs of `accuracy.py`, with the code of `mnist-lightning compare`.
 
 python benchmarks/document.py lightning_logs
 """
@@ -13,22 +13,23 @@ from accuracy import MAIN, MSE, PUBLISHED
 from PIL import Image
 
 from mnist_lightning.data.sources import read
-from mnist_lightning.evaluation import comparison_figures as pictures
-from mnist_lightning.evaluation.comparison import COLUMNS, Comparison, Row, compare, markdown
-from mnist_lightning.evaluation.runs import Run, read_runs
+from mnist_lightning.evaluation.compare import figures
+from mnist_lightning.evaluation.compare.comparison import COLUMNS, Comparison, Row, compare, results_table
 from mnist_lightning.files import write_whole
+from mnist_lightning.runs.run import Run, finished_runs
 
 REPORTED = Path(__file__).parent / "results" / "reported.csv"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
 
 TEXT = """# Results
 
-Every config of the project on real MNIST: 55,000 images train, 5,000 choose the checkpoint, and 10,000 test it, once.
-Written by `benchmarks/document.py` from the run folders that `benchmarks/accuracy.py` left; one row a run is in
-[accuracy.csv](../benchmarks/results/accuracy.csv). What the columns and the verdicts mean is told in
-[the README](../README.md#compare). Runs: {machine} Two ran side by side, and some were stopped for a while,
-so their seconds are left out here; [the README](../README.md#train) has those of trainings that had the machine for
-themselves. On another number of threads a seed gives other weights, because sums are taken in another order.
+All configs of the project on real MNIST: 55,000 images for training, 5,000 validation images, which choose the
+checkpoint, and 10,000 test images, evaluated once. `benchmarks/document.py` writes this page from the runs of
+`benchmarks/accuracy.py`. [accuracy.csv](../benchmarks/results/accuracy.csv) has one row per run.
+[The README](../README.md#compare) explains the columns and the verdicts. Runs: {machine} Two trainings ran at the same
+time, and some were interrupted, so this page lists no durations. [The README](../README.md#train) lists durations on an
+otherwise idle machine. With another number of threads, the same seed gives other weights, because sums are computed in
+another order.
 
 ## The families
 
@@ -39,23 +40,23 @@ themselves. On another number of threads a seed gives other weights, because sum
 
 ## Models of earlier reports
 
-Rebuilt to the parameter (the reports count batch norm's running statistics) and trained under one protocol. Learning
-rates and epochs that a report does not tell are ours. A report that names no validation images has chosen on the test
-set, or not at all.
+These models have exactly the reported number of parameters (the reports count batch norm's running statistics) and were
+all trained under one protocol. Where a report omits the learning rate or the number of epochs, we chose it. A report
+that mentions no validation images selected its model on the test set, or did not select one.
 
 {published}
 
 ## Cross-entropy and mean squared error
 
-The families were also compared by the mean squared error between probabilities and one-hot labels; that was reported as
-pictures only. The losses are those of the training, and cannot be compared along a line.
+The earlier reports also compare the families with the mean squared error between probabilities and one-hot labels, in
+figures only. Each loss below is the loss of that training, so the losses in one row cannot be compared.
 
 {mse}
 """
 
 
 def document(runs: list[Run]) -> tuple[str, Comparison]:
-    """The text, and the comparison of the main configs for the pictures."""
+    """Returns the page, and the comparison of the main configs for the figures."""
     by_name: dict[str, list[Run]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
@@ -70,10 +71,15 @@ def document(runs: list[Run]) -> tuple[str, Comparison]:
     pairs = [of(name.removesuffix("+mse"), name) for name in MSE if name in by_name]
     return TEXT.format(
         machine=_machine(runs),
-        main=markdown(main, [name for name in COLUMNS if name not in ("seconds", "images/s")]),
+        main=_main(main),
         published=_table("config|parameters|reported %|reported loss|measured %|n|95 % interval|loss|", published),
         mse=_table("cross-entropy|accuracy %|loss|`mse`|accuracy %|loss|verdict", [_mse(pair) for pair in pairs]),
     ), main
+
+
+def _main(comparison: Comparison) -> str:
+    table = results_table(comparison, [name for name in COLUMNS if name not in ("seconds", "images/s")])
+    return "\n".join([table.markdown(), *(f"- {pair}" for pair in comparison.pairs), ""])
 
 
 def _machine(runs: list[Run]) -> str:
@@ -84,16 +90,16 @@ def _machine(runs: list[Run]) -> str:
 
 
 def _reported(line: dict[str, str], row: Row) -> list[str]:
-    """Reported beside measured; what falls short has its reason."""
-    parameters = f"{int(line['parameters']):,}" if line["parameters"] else "not told"
+    """Makes a row of reported and measured results. A result below the reported one needs a remark."""
+    parameters = f"{int(line['parameters']):,}" if line["parameters"] else "not reported"
     short = line["accuracy"] and 100 * row.test_accuracy < float(line["accuracy"])
     loss_short = line["loss"] and row.test_loss > float(line["loss"])
     if (short or loss_short) and not line["remark"]:
-        raise SystemExit(f"{REPORTED}: {line['config']} falls short of what was reported, and has no remark")
+        raise SystemExit(f"{REPORTED}: {line['config']} is worse than reported and has no remark; add one")
     return [
         f"`{line['config']}`",
         parameters,
-        line["accuracy"] or "pictures only",
+        line["accuracy"] or "figures only",
         line["loss"],
         _accuracy(row),
         str(row.seeds),
@@ -114,29 +120,28 @@ def _mse(comparison: Comparison) -> list[str]:
     return [*sides[0], *sides[1], comparison.pairs[0].verdict]
 
 
-def _table(heads: str, rows: list[list[str]]) -> str:
-    columns = heads.split("|")
+def _table(header: str, rows: list[list[str]]) -> str:
+    columns = header.split("|")
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
-    """Writes text and pictures."""
+    """Writes the page and the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="?", default=Path("lightning_logs"))
-    runs, problems = read_runs([parser.parse_args().runs])
+    parser.add_argument("runs", nargs="?", default="lightning_logs", help="folder of the runs")
+    runs, problems = finished_runs([parser.parse_args().runs])
     print(*(f"left out: {problem}" for problem in problems), sep="\n")
     text, families = document(runs)
     images, _ = read("mnist", train=False)
-    figures = {
-        "accuracies": pictures.accuracies(families),
-        "curves": pictures.curves(families),
-        "shared-mistakes": pictures.shared_mistakes(families, images, count=10),
-    }
-    for name, figure in figures.items():
-        drawn, small = BytesIO(), BytesIO()
-        figure.savefig(drawn, format="png", dpi=100)
-        Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    for name, figure in (
+        ("accuracies", figures.accuracies(families)),
+        ("curves", figures.curves(families)),
+        ("shared-mistakes", figures.shared_mistakes(families, images, count=10)),
+    ):
+        png, small = BytesIO(), BytesIO()
+        figure.savefig(png, format="png", dpi=100)
+        Image.open(png).convert("RGB").quantize(64).save(small, format="png", optimize=True)
         write_whole(DOCUMENT.with_name(f"{name}.png"), small.getvalue())
     write_whole(DOCUMENT, text.encode())
 

@@ -1,9 +1,10 @@
-"""Whether a trained GNN's explanations are true: three figures over test digits.
+"""Faithfulness of a trained GNN's explanations: three tests on test digits.
 
-- sum: the nodes' evidence adds up to the logits (largest difference);
-- ink: node importance against "this superpixel has ink" (area under the ROC curve, in percent, mean over the digits);
-- deletion: by how much the predicted logit falls when the most important tenth of the edges is taken away, against a
-  random tenth (means over the digits, and their ratio).
+- sum: the largest difference between the sum of the nodes' evidence and the logits;
+- ink: how well node importance finds the superpixels with ink (area under the ROC curve in percent, mean over the
+  digits);
+- deletion: the decrease of the predicted logit without the most important tenth of the edges, against a random tenth
+  (means over the digits, and their ratio).
 
     python benchmarks/explanations.py lightning_logs/gnn/version_0     # writes results/explanations.json
 """
@@ -25,27 +26,28 @@ from mnist_lightning.explain.connectivity import Connectivity, connectivity, edg
 RESULTS = Path(__file__).parent / "results" / "explanations.json"
 
 
-def ink_auc(found: Connectivity, importance: Tensor) -> float:
-    """In percent; ink is any pixel that is not black."""
-    return 100 * float(roc_auc_score(found.x[:, 0] > 0, importance))
+def ink_auc(explanation: Connectivity, importance: Tensor) -> float:
+    """Computes the AUC in percent of node importance for superpixels that are not black."""
+    return 100 * float(roc_auc_score(explanation.x[:, 0] > 0, importance))
 
 
-def fall(model: GNN, found: Connectivity, removed: Tensor) -> float:
-    """How far the predicted logit falls without some edges."""
-    kept = torch.ones(len(found.edge_importance), dtype=torch.bool)
+def fall(model: GNN, explanation: Connectivity, removed: Tensor) -> float:
+    """Computes the decrease of the predicted logit without some edges."""
+    kept = torch.ones(len(explanation.edge_importance), dtype=torch.bool)
     kept[removed] = False
+    predicted = explanation.predicted
     with torch.no_grad():
-        without = model(found.x, found.edge_index[:, kept], found.pos)[0, found.predicted]
-    return float(found.logits[found.predicted] - without)
+        without = model(explanation.x, explanation.edge_index[:, kept], explanation.pos)[0, predicted]
+    return float(explanation.logits[predicted] - without)
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoint", help="checkpoint or run folder of a GNN")
     parser.add_argument("--source", default="mnist")
-    parser.add_argument("--digits", type=int, default=1000)
-    parser.add_argument("--deletions", type=int, default=500)
+    parser.add_argument("--digits", type=int, default=1000, help="number of test digits")
+    parser.add_argument("--deletions", type=int, default=500, help="number of test digits of the deletion test")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     model = load(arguments.checkpoint)
@@ -55,17 +57,17 @@ def main() -> None:
     differences, falls, random_falls = [], {"gradient": [], "occlusion": []}, []
     aucs: dict[str, list[float]] = {"evidence for the predicted class": [], "change of evidence over the classes": []}
     for index in range(arguments.digits):
-        found = connectivity(model, images[index], int(labels[index]))
-        differences.append(float((found.node_evidence.sum(0) - found.logits).abs().max()))
-        aucs["evidence for the predicted class"].append(ink_auc(found, found.node_evidence[:, found.predicted].abs()))
-        aucs["change of evidence over the classes"].append(ink_auc(found, found.node_evidence.std(dim=1)))
+        one = connectivity(model, images[index], int(labels[index]))
+        differences.append(float((one.node_evidence.sum(0) - one.logits).abs().max()))
+        aucs["evidence for the predicted class"].append(ink_auc(one, one.node_evidence[:, one.predicted].abs()))
+        aucs["change of evidence over the classes"].append(ink_auc(one, one.node_evidence.std(dim=1)))
         if index < arguments.deletions:
-            count = round(0.1 * len(found.edge_importance))
-            falls["gradient"].append(fall(model, found, found.edge_importance.topk(count).indices))
-            occluded = edge_importance(model, found.x, found.edge_index, found.pos, found.predicted, "occlusion")
-            falls["occlusion"].append(fall(model, found, occluded.topk(count).indices))
-            chance = torch.randperm(len(found.edge_importance), generator=generator)[:count]
-            random_falls.append(fall(model, found, chance))
+            count = round(0.1 * len(one.edge_importance))
+            falls["gradient"].append(fall(model, one, one.edge_importance.topk(count).indices))
+            occluded = edge_importance(model, one.x, one.edge_index, one.pos, one.predicted, "occlusion")
+            falls["occlusion"].append(fall(model, one, occluded.topk(count).indices))
+            chance = torch.randperm(len(one.edge_importance), generator=generator)[:count]
+            random_falls.append(fall(model, one, chance))
     random = sum(random_falls) / len(random_falls)
     results: dict[str, Any] = {
         "digits": arguments.digits,

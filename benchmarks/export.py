@@ -1,9 +1,9 @@
-"""Whether exported models answer as PyTorch does, and how fast the ONNX file is for one digit.
+"""Exported models against PyTorch: differences of the logits, and latency of one digit.
 
-- differences: the largest between a logit of the file and the same in PyTorch, over 1,000 test digits, in batches of 1,
-  7 and 256; of the ONNX file in onnxruntime, and of the torch.export program read back;
-- latency: milliseconds for one digit, onnxruntime against PyTorch (evaluation and inference mode), one thread each.
-  They alternate call by call; the ratio is the median of the pairs' ratios.
+- differences: the largest absolute difference between a logit of the exported file and of PyTorch, over 1,000 test
+  digits in batches of 1, 7 and 256, for the ONNX file in onnxruntime and for the torch.export program;
+- latency: milliseconds for one digit in onnxruntime and in PyTorch (evaluation and inference mode), one thread each.
+  The calls alternate, and the ratio is the median of the pairs' ratios.
 
     python benchmarks/export.py lightning_logs/{mlp,lenet,cnn,resnet,densenet}/version_0   # writes results/export.json
 """
@@ -31,7 +31,7 @@ WARM_UP = 50
 
 
 def milliseconds(call: Callable[[Any], Any], argument: Any) -> float:
-    """Of one call."""
+    """Measures the milliseconds of one call."""
     began = time.perf_counter()
     call(argument)
     return 1000 * (time.perf_counter() - began)
@@ -39,7 +39,7 @@ def milliseconds(call: Callable[[Any], Any], argument: Any) -> float:
 
 @torch.inference_mode()
 def latency(run: str, file: Path, source: str, calls: int) -> dict[str, float]:
-    """Of one digit, another in each call."""
+    """Measures the latency of one digit, a different one in each call."""
     model = load(run)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -57,8 +57,8 @@ def latency(run: str, file: Path, source: str, calls: int) -> dict[str, float]:
     }
 
 
-def described(exported: Export) -> dict[str, Any]:
-    """What is known of a file."""
+def facts(exported: Export) -> dict[str, Any]:
+    """Size of an exported file, and its largest differences."""
     return {
         "kib": round(exported.path.stat().st_size / 1024),
         "largest_logit_difference": {
@@ -68,7 +68,7 @@ def described(exported: Export) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--source", default="mnist")
@@ -86,8 +86,8 @@ def main() -> None:
             name = type(load(run)).__name__
             results[name] = {
                 "digits": onnx.digits,
-                "onnx": described(onnx),
-                "pt2": described(pt2),
+                "onnx": facts(onnx),
+                "pt2": facts(pt2),
                 "latency_of_one_digit": latency(run, onnx.path, arguments.source, arguments.calls),
             }
         print(name, json.dumps(results[name]), flush=True)

@@ -1,17 +1,17 @@
-"""Harm done for real: trainings killed at random moments, checkpoints damaged, disks filled.
+"""Fault injection: kills trainings at random moments, damages checkpoints, and fills disks.
 
-- kills: SIGKILL of a training's whole process group, of a small CNN and a small GNN on scikit-learn's digits: at a
-  random moment between its first file and its last (training and test), within the writing of a checkpoint, while the
-  superpixel graphs are made, and in the test. Then every file that is there must be whole, and the run, resumed by
-  `fit --ckpt_path RUN`, or begun anew where it had no checkpoint, must end with the same bits in its weights and the
-  same measurements as a run that nobody has disturbed. No temporary file may be left in a folder that is still in
-  use; that of a run that was begun anew is not.
-- damage: a trained run's checkpoint, cut short at random, with flipped bits, with zeroed blocks, one harm each; what
-  `load` makes of it, and what plain torch.load does.
-- a full disk: the same training on a small tmpfs (only root can mount one); then room is made and it goes on.
-- cost: milliseconds to write and to read that checkpoint, alternating with Lightning's own way.
+- kills: sends SIGKILL to the process group of a training of a small CNN or GNN on scikit-learn's digits: at a random
+  moment of training and test, while a checkpoint is written, while the superpixel graphs are built, and during the
+  test. Every file must then be complete. The run is resumed with `fit --ckpt_path RUN`, or restarted if it has no
+  checkpoint yet. It must end with the same weights, to the bit, and the same metrics as an uninterrupted run. A killed
+  process may leave temporary files (`.NAME.*`), which are counted.
+- damage: truncates the best checkpoint of a trained run, flips one bit of it, or zeroes one block, at random.
+  `read_checkpoint` must refuse the file with one line, or load exactly the content of the undamaged file: a checksum
+  does not cover unused bytes. Also counts the damaged files that plain `torch.load` reads.
+- full disk: runs the same training on a small tmpfs, which only root can mount, then enlarges it and resumes.
+- cost: milliseconds to write and to read the checkpoint, alternating with Lightning's checkpoint plugin.
 
-    python benchmarks/faults.py lightning_logs/cnn/version_0       # writes results/faults.json, some 10 minutes
+    python benchmarks/faults.py lightning_logs/cnn/version_0       # writes results/faults.json, about 10 minutes
 """
 
 import argparse
@@ -35,10 +35,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from throughput import machine
 
 from mnist_lightning import InputError
-from mnist_lightning.checkpoint import read_checkpoint
 from mnist_lightning.data.store import mapped
-from mnist_lightning.evaluation.predictions import load_predictions
-from mnist_lightning.run_folder import WholeCheckpoints
+from mnist_lightning.runs.checkpoint import find_checkpoint, read_checkpoint
+from mnist_lightning.runs.predictions import load_predictions
+from mnist_lightning.runs.run import Run
+from mnist_lightning.training.checkpoints import AtomicCheckpointIO
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 DIGITS = ["--data.source=digits", "--data.batch_size=16", "--trainer.enable_progress_bar=false"]
@@ -46,18 +47,18 @@ CNN = ["fit", "--model=CNN", "--model.channels=[4,8]", "--model.dropout=0.3", "-
 CNN += ["--model.schedule=onecycle", "--data.augment={elastic: 0.5}", "--trainer.max_epochs=8", *DIGITS]
 GNN = ["fit", "--config=gnn", "--model.width=8", "--trainer.max_epochs=1", *DIGITS]
 COMMANDS = {"training": CNN, "checkpoint": CNN, "graphs": GNN, "test": CNN}
-HUNG = 180.0  # seconds
+TIMEOUT = 180.0  # seconds after which a training counts as hung
 
 
 class Training:
-    """A training in a folder of its own, by the command line, in a process group of its own."""
+    """A training by the command line, in its own folder and process group."""
 
     def __init__(self, folder: Path, command: list[str]) -> None:
         self.folder = folder
         self.command = [*command, "--experiment=run"]
 
     def start(self, *more: str) -> "subprocess.Popen[str]":
-        """Begins it, or something else in its folder."""
+        """Starts the training, or another command in its folder."""
         env = {**os.environ, "OMP_NUM_THREADS": "1", "MNIST_LIGHTNING_DATA": str(self.folder)}
         return subprocess.Popen(
             [sys.executable, "-m", "mnist_lightning", *(more or self.command)],
@@ -70,29 +71,41 @@ class Training:
         )
 
     def finish(self, *more: str) -> str:
-        """Runs it to its end; returns what is wrong with that, if anything is."""
+        """Runs the training, or another command, to its end. Returns an error message, empty for success."""
         process = self.start(*more)
         try:
-            _, said = process.communicate(timeout=HUNG)
+            _, errors = process.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return "hung"
-        return "" if process.returncode == 0 else f"failed: {said.strip()[-300:]}"
+        return "" if process.returncode == 0 else f"failed: {errors.strip()[-300:]}"
 
-    def runs(self) -> list[Path]:
-        """Its run folders, the newest last."""
-        return sorted(self.folder.glob("lightning_logs/run/version_*"))
+    def resume(self) -> str:
+        """Resumes the training if it has a checkpoint, else starts it again. Returns an error message as `finish`."""
+        return self.finish(*(["fit", f"--ckpt_path={self.runs()[-1].folder}"] if self.checkpoint() else []))
 
-    def checkpoints(self) -> list[Path]:
-        """All that have their final names."""
-        return sorted(self.folder.glob("lightning_logs/run/*/checkpoints/*.ckpt"))
+    def runs(self) -> list[Run]:
+        """Returns its runs, the newest last."""
+        return [Run(folder) for folder in sorted(self.folder.glob("lightning_logs/run/version_*"))]
+
+    def checkpoint(self) -> Path | None:
+        """Returns the last checkpoint of the newest run, if there is one."""
+        return next((run.checkpoint("last") for run in self.runs()[-1:]), None)
 
 
 def kill(training: Training, awaited: list[tuple[str, float]]) -> bool:
-    """Kills a training after files of some names were seen, and a pause after each; whether it was still at work."""
+    """Kills a training.
+
+    Args:
+        training: The training.
+        awaited: Names of files to wait for, in order, and seconds to wait after each of them.
+
+    Returns:
+        Whether the training was still running.
+    """
     process = training.start()
-    deadline = time.monotonic() + HUNG
+    deadline = time.monotonic() + TIMEOUT
     for name, pause in awaited:
         while process.poll() is None and time.monotonic() < deadline:
             if next(training.folder.rglob(name), None) is not None:
@@ -106,58 +119,71 @@ def kill(training: Training, awaited: list[tuple[str, float]]) -> bool:
     return alive
 
 
-def broken_files(training: Training, whole: Path) -> list[str]:
-    """The files with final names that cannot be read, or are not as in the whole run."""
+def broken_files(training: Training, whole: Run) -> list[str]:
+    """Finds the files that cannot be read, or a config that differs from the uninterrupted run's."""
 
     def compare(path: Path) -> None:
-        if path.read_bytes() != (whole / path.name).read_bytes():
-            raise ValueError("not as in the whole run")
+        if path.read_bytes() != whole.config_file.read_bytes():
+            raise ValueError("differs from the uninterrupted run")
 
     readers: dict[str, Callable[[Path], Any]] = {
         "*.ckpt": read_checkpoint,
-        "*.yaml": compare,
-        "*.json": lambda path: json.loads(path.read_text()),
-        "test_predictions.npz": load_predictions,
+        whole.config_file.name: compare,
+        whole.summary_file.name: lambda path: json.loads(path.read_text()),
+        whole.predictions_file.name: load_predictions,
         "superpixels/*.pt": mapped,
     }
     broken = []
     for pattern, reader in readers.items():
         for path in training.folder.rglob(pattern):
             try:
-                if not path.name.startswith("."):
-                    reader(path)
+                reader(path)
             except Exception as error:
                 broken.append(f"{path.name}: {error}")
     return broken
 
 
 def last_epoch_is_done(training: Training) -> bool:
-    """Whether there was only the test left to do."""
-    last = next(training.folder.rglob("last.ckpt"), None)
-    return last is not None and read_checkpoint(last)["epoch"] == 7 and training.command[: len(CNN)] == CNN
+    """Whether only the test is left."""
+    path = training.checkpoint()
+    return path is not None and read_checkpoint(path)["epoch"] == 7
 
 
-def left_over(folder: Path) -> int:
-    """Temporary files."""
+def temporary_files(folder: Path) -> int:
+    """Counts temporary files, `.NAME.*`."""
     return sum(1 for path in folder.rglob(".*") if path.is_file())
 
 
-def identical(run: Path, whole: Path) -> bool:
-    """Whether two runs have the same weights, to the bit, in both checkpoints, and measured the same."""
-    for name in ("last", "best"):
-        one, two = (read_checkpoint(r / "checkpoints" / f"{name}.ckpt")["state_dict"] for r in (run, whole))
-        if one.keys() != two.keys() or not all(torch.equal(one[key], two[key]) for key in one):
+def same(first: Any, second: Any) -> bool:
+    """Whether the contents of two checkpoints are equal, tensors to the bit."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, torch.Tensor):
+        # As bytes, because a flipped sign bit of a zero is a difference, too.
+        one, two = (tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (first, second))
+        return (first.dtype, first.shape) == (second.dtype, second.shape) and torch.equal(one, two)
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(same(value, second[key]) for key, value in first.items())
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+def identical(run: Run, whole: Run) -> bool:
+    """Whether two runs have the same weights, to the bit, in both checkpoints, and the same metrics."""
+    for path, other in ((run.last, whole.last), (run.best, whole.best)):
+        if not same(*(read_checkpoint(each)["state_dict"] for each in (path, other))):
             return False
-    first, second = (json.loads((r / "summary.json").read_text()) for r in (run, whole))
-    return all(first[key] == second[key] for key in ("train", "val", "test", "best_epoch", "epochs", "steps"))
+    keys = ("train", "val", "test", "best_epoch", "epochs", "steps")
+    return all(run.summary[key] == whole.summary[key] for key in keys)
 
 
 def kills(count: dict[str, int], seed: int) -> dict[str, Any]:
-    """Kills and resumes trainings."""
+    """Kills and resumes trainings; `count` is the number of kills of each kind."""
     chance = random.Random(seed)
-    found: dict[str, Any] = {"seed": seed, "epochs": {"cnn": 8, "gnn": 1}}
+    results: dict[str, Any] = {"seed": seed, "epochs": {"cnn": 8, "gnn": 1}}
     with tempfile.TemporaryDirectory() as folder:
-        whole: dict[str, Path] = {}
+        whole: dict[str, Run] = {}
         for kind in ("training", "graphs"):
             training = Training(Path(folder, f"whole-{kind}"), COMMANDS[kind])
             training.folder.mkdir()
@@ -165,12 +191,12 @@ def kills(count: dict[str, int], seed: int) -> dict[str, Any]:
                 raise SystemExit(trouble)
             (whole[kind],) = training.runs()
         whole["checkpoint"] = whole["test"] = whole["training"]
-        times_of = [(whole["training"] / name).stat().st_mtime for name in ("config.yaml", "summary.json")]
-        found["seconds_of_training_and_test"] = span = round(times_of[1] - times_of[0], 2)
-        # What is awaited, and how long the random pause after it can be.
+        first, last = whole["training"].config_file, whole["training"].summary_file
+        results["seconds_of_training_and_test"] = span = round(last.stat().st_mtime - first.stat().st_mtime, 2)
+        # Files to wait for, and the longest random pause after each of them.
         awaited = {
-            "training": [("config.yaml", span)],
-            "checkpoint": [("config.yaml", span / 4), (".*.ckpt.*", 0.01)],
+            "training": [(first.name, span)],
+            "checkpoint": [(first.name, span / 4), (".*.ckpt.*", 0.01)],
             "graphs": [("superpixels", 2.0)],
             "test": [("*.tfevents.*.1", 0.5)],  # TensorBoard's file of the test
         }
@@ -180,48 +206,47 @@ def kills(count: dict[str, int], seed: int) -> dict[str, Any]:
                 training = Training(Path(folder, f"{kind}-{number}"), COMMANDS[kind])
                 training.folder.mkdir()
                 tally["killed"] += kill(training, [(name, chance.uniform(0, most)) for name, most in awaited[kind]])
-                tally["within the writing of a file"] += left_over(training.folder) > 0
+                tally["while writing a file"] += temporary_files(training.folder) > 0
                 tally["after the last epoch"] += last_epoch_is_done(training)
                 broken = broken_files(training, whole[kind])
                 tally["files half-written"] += len(broken)
-                kept = training.checkpoints()
-                tally["had a checkpoint"] += bool(kept)
-                trouble = training.finish(*(["fit", f"--ckpt_path={kept[0].parents[1]}"] if kept else []))
+                tally["had a checkpoint"] += training.checkpoint() is not None
+                trouble = training.resume()
+                recovered = not trouble and identical(training.runs()[-1], whole[kind])
                 tally["hung"] += trouble == "hung"
-                tally["resumed or begun anew"] += not trouble
-                tally["identical"] += not trouble and identical(training.runs()[-1], whole[kind])
-                tally["lost"] += bool(trouble) or not identical(training.runs()[-1], whole[kind])
-                tally["temporary files left beside what was kept"] += sum(
-                    map(left_over, (training.runs()[-1], training.folder / "superpixels"))
-                )
+                tally["resumed or restarted"] += not trouble
+                tally["identical"] += recovered
+                tally["lost"] += not recovered
+                tally["temporary files left"] += temporary_files(training.folder)
                 print(kind, number, dict(tally), trouble, broken, flush=True)
                 shutil.rmtree(training.folder)
-            found[kind] = dict(tally)
-    return found
+            results[kind] = dict(tally)
+    return results
 
 
 def damaged(content: bytes, harm: str, chance: random.Random) -> bytes:
-    """A checkpoint's bytes after one harm."""
-    place = chance.randrange(len(content))
+    """Damages the bytes of a checkpoint once."""
+    offset = chance.randrange(len(content))
     if harm == "truncated":
-        return content[:place]
+        return content[:offset]
     if harm == "flipped bit":
-        return content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :]
+        return content[:offset] + bytes([content[offset] ^ 1 << chance.randrange(8)]) + content[offset + 1 :]
     size = chance.choice([512, 4096])  # a disk's sector, a page
-    start = place // size * size
+    start = offset // size * size
     return content[:start] + bytes(len(content[start : start + size])) + content[start + size :]
 
 
 def damage(run: Path, each: int, seed: int) -> dict[str, Any]:
-    """Damages a checkpoint and reads it."""
+    """Damages a checkpoint and reads it; half as many zeroed blocks as truncations and flipped bits (`each`)."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "best.ckpt")
-        WholeCheckpoints().save_checkpoint(read_checkpoint(run / "checkpoints" / "best.ckpt"), path)
+        path = Path(folder, "damaged.ckpt")
+        undamaged = read_checkpoint(find_checkpoint(run))
+        AtomicCheckpointIO().save_checkpoint(undamaged, path)
         content = path.read_bytes()
-        found: dict[str, Any] = {"seed": seed, "bytes": len(content)}
+        results: dict[str, Any] = {"seed": seed, "bytes": len(content)}
         for harm, times in (("truncated", each), ("flipped bit", each), ("zeroed block", each // 2)):
-            tally: Counter[str] = Counter({"damaged": 0, "refused in one line": 0, "read all the same": 0})
+            tally = Counter({"damaged": 0, "refused in one line": 0, "loaded undamaged": 0, "loaded something else": 0})
             while tally["damaged"] < times:
                 harmed = damaged(content, harm, chance)
                 if harmed == content:  # a block of zeros
@@ -229,8 +254,8 @@ def damage(run: Path, each: int, seed: int) -> dict[str, Any]:
                 path.write_bytes(harmed)
                 tally["damaged"] += 1
                 try:
-                    read_checkpoint(path)
-                    tally["read all the same"] += 1
+                    equal = same(read_checkpoint(path), undamaged)
+                    tally["loaded undamaged" if equal else "loaded something else"] += 1
                 except InputError as error:
                     tally["refused in one line"] += "\n" not in str(error)
                 try:
@@ -238,12 +263,12 @@ def damage(run: Path, each: int, seed: int) -> dict[str, Any]:
                     tally["read by plain torch.load"] += 1
                 except Exception:
                     pass
-            found[harm] = dict(tally)
-    return found
+            results[harm] = dict(tally)
+    return results
 
 
 def full_disk(kibibytes: list[int]) -> dict[str, Any]:
-    """Trains on disks that are too small, then makes room and goes on."""
+    """Trains on disks that are too small, then enlarges them and resumes."""
     tally: Counter[str] = Counter()
     lines = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -256,18 +281,16 @@ def full_disk(kibibytes: list[int]) -> dict[str, Any]:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", training.folder], check=True)
             try:
                 process = training.start()
-                _, said = process.communicate(timeout=HUNG)
+                _, errors = process.communicate(timeout=TIMEOUT)
                 tally["filled"] += process.returncode != 0
-                tally["said in one line"] += said.count("\n") == 1 and "cannot be written" in said
+                tally["explained in one line"] += errors.count("\n") == 1 and "cannot write" in errors
                 tally["files half-written"] += len(broken_files(training, whole.runs()[-1]))
-                lines[f"{size} KiB"] = said.strip().replace(str(training.folder), "DISK")
+                lines[f"{size} KiB"] = errors.strip().replace(str(training.folder), "DISK")
                 subprocess.run(["mount", "-o", "remount,size=100m", training.folder], check=True)
-                kept = training.checkpoints()
-                tally["had a checkpoint"] += bool(kept)
-                trouble = training.finish(*(["fit", f"--ckpt_path={kept[0].parents[1]}"] if kept else []))
-                tally["identical after room was made"] += not trouble and identical(
-                    training.runs()[-1], whole.runs()[-1]
-                )
+                tally["had a checkpoint"] += training.checkpoint() is not None
+                trouble = training.resume()
+                recovered = not trouble and identical(training.runs()[-1], whole.runs()[-1])
+                tally["identical after resuming"] += recovered
                 print("full disk", size, dict(tally), trouble, flush=True)
             finally:
                 subprocess.run(["umount", training.folder], check=True)
@@ -275,28 +298,28 @@ def full_disk(kibibytes: list[int]) -> dict[str, Any]:
 
 
 def cost(run: Path, rounds: int = 30) -> dict[str, Any]:
-    """Milliseconds of writing and reading, medians of alternating rounds."""
-    content = read_checkpoint(run / "checkpoints" / "best.ckpt")
-    taken: dict[str, list[float]] = {}
+    """Measures the milliseconds of writing and reading, as medians of alternating rounds."""
+    content = read_checkpoint(find_checkpoint(run))
+    times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
-            for name, way in (("ours", WholeCheckpoints()), ("Lightning's", TorchCheckpointIO())):
+            for name, way in (("ours", AtomicCheckpointIO()), ("Lightning's", TorchCheckpointIO())):
                 path = Path(folder, f"{type(way).__name__}.ckpt")
-                for act, call in (
-                    ("write", lambda: way.save_checkpoint(content, path)),  # noqa: B023 - called at once
+                for action, call in (
+                    ("write", lambda: way.save_checkpoint(content, path)),  # noqa: B023 - called in this iteration
                     ("read", lambda: way.load_checkpoint(path, weights_only=True)),  # noqa: B023
                 ):
                     began = time.perf_counter()
                     call()
-                    taken.setdefault(f"{act}, {name}", []).append(1000 * (time.perf_counter() - began))
-    return {"rounds": rounds, **{name: round(median(values), 2) for name, values in sorted(taken.items())}}
+                    times.setdefault(f"{action}, {name}", []).append(1000 * (time.perf_counter() - began))
+    return {"rounds": rounds, **{name: round(median(values), 2) for name, values in sorted(times.items())}}
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--parts", nargs="+", default=["damage", "cost", "full_disk", "kills"])
+    parser.add_argument("run", type=Path, help="run folder of a trained model, for damage and cost")
+    parser.add_argument("--parts", nargs="+", default=["damage", "cost", "full_disk", "kills"], help="parts to run")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,16 +1,15 @@
-"""Whether saliency maps are true: the deletion test over test digits.
+"""Faithfulness of saliency maps: the deletion test on test digits.
 
-For each run, the mean fall of the predicted probability when 10 % of a digit's ink is deleted, the highest-ranked by
-each method, and as many pixels of ink at random (mean of 10 draws); and how many times as much that is. Beside it
-another reading of "10 % of the pixels": 78 of all 784, which is half of a digit's ink. Errors are standard errors over
-the digits.
+For each run: the mean decrease of the predicted probability without the 10 % of a digit's ink that a method ranks
+highest, its ratio to the decrease without as many random ink pixels (mean of 10 draws), and standard errors over the
+digits. The second test deletes 78 pixels, 10 % of all 784, which is half of a digit's ink.
 
-Grad-CAM's layer and the place of its units are chosen on validation digits, which are measured in the same way: all
-layers that it could look at, and the last one stretched over the whole picture, as is usual.
+Grad-CAM's layer and the positions of its units are chosen on validation digits. There, the same test covers all
+possible layers, and the last layer stretched over the whole image, which is the usual method.
 
     python benchmarks/gradcam.py lightning_logs/{cnn,lenet,resnet,densenet,mlp}/version_0
 
-It writes results/gradcam.json, in 5 minutes on one core.
+Writes results/gradcam.json, in about 5 minutes on one core.
 """
 
 import argparse
@@ -28,17 +27,9 @@ from torch import Tensor
 from mnist_lightning import MNISTDataModule, load
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.cli import _keep_freed_memory
-from mnist_lightning.explain.gradcam import (
-    _maps,
-    deletion,
-    deletion_curve,
-    grad_cam,
-    input_gradients,
-    occlusion,
-    random_orders,
-    without_highest,
-)
+from mnist_lightning.explain.deletion import deletion, deletion_curve, random_orders, without_highest
 from mnist_lightning.explain.receptive_fields import spatial_layers
+from mnist_lightning.explain.saliency import _maps, grad_cam, input_gradients, occlusion
 from mnist_lightning.files import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "gradcam.json"
@@ -51,7 +42,7 @@ PIXELS = 78  # a tenth of 28 x 28
 
 
 def summary(drop: Tensor, random: Tensor) -> dict[str, float]:
-    """Mean fall, and how many times the random one it is; the ratio's error by the delta method."""
+    """Computes the mean decrease and its ratio to the random one, with standard errors (delta method for the ratio)."""
     ratio = drop.mean() / random.mean()
     error = (drop - ratio * random).std() / len(drop) ** 0.5 / random.mean()
     values = {"drop": drop.mean(), "drop_error": drop.std() / len(drop) ** 0.5, "ratio": ratio, "ratio_error": error}
@@ -59,7 +50,7 @@ def summary(drop: Tensor, random: Tensor) -> dict[str, float]:
 
 
 def by_ink(model: Classifier, digits: Tensor, maps: dict[str, Tensor]) -> dict[str, Any]:
-    """A tenth of the ink deleted, in the order of each map and at random."""
+    """Deletes a tenth of the ink, in the order of each map and at random."""
     random = deletion(model, digits, next(iter(maps.values()))).random_drop  # the same for every map
     curves = {name: deletion_curve(model, digits, ranking, (0.0, 0.1)) for name, ranking in maps.items()}
     drops = {name: curve[:, 0] - curve[:, 1] for name, curve in curves.items()}
@@ -70,13 +61,13 @@ def by_ink(model: Classifier, digits: Tensor, maps: dict[str, Tensor]) -> dict[s
 
 
 def by_pixels(model: Classifier, digits: Tensor, maps: dict[str, Tensor]) -> dict[str, Any]:
-    """78 pixels deleted, half of a digit's ink: the highest of all pixels and of the ink, and of the ink at random."""
+    """Deletes 78 pixels, half of a digit's ink: the highest of all pixels, the highest of the ink, and random ink."""
     probabilities = model.classify(digits).softmax(dim=1)
     classes = probabilities.argmax(dim=1, keepdim=True)
 
     def drop(ranking: Tensor) -> Tensor:
-        left = model.classify(without_highest(digits, ranking, torch.full((len(digits),), PIXELS)))
-        return (probabilities - left.softmax(dim=1)).gather(1, classes)[:, 0]
+        remaining = without_highest(digits, ranking, torch.full((len(digits),), PIXELS))
+        return (probabilities - model.classify(remaining).softmax(dim=1)).gather(1, classes)[:, 0]
 
     def among_ink(ranking: Tensor) -> Tensor:
         return ranking.masked_fill(digits == 0, -torch.inf)
@@ -90,7 +81,7 @@ def by_pixels(model: Classifier, digits: Tensor, maps: dict[str, Tensor]) -> dic
 
 
 def stretched(model: Classifier, digits: Tensor) -> Tensor:
-    """Grad-CAM with the last layer's maps stretched over the whole picture."""
+    """Computes Grad-CAM with the last layer's maps stretched over the whole image."""
     method = LayerGradCam(model, list(spatial_layers(model))[-1])
 
     def attribute(pixels: Tensor, target: Tensor) -> Tensor:
@@ -101,47 +92,46 @@ def stretched(model: Classifier, digits: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+")
+    parser.add_argument("runs", nargs="+", help="run folders or checkpoints of image models")
     parser.add_argument("--source", default="mnist")
-    parser.add_argument("--digits", type=int, default=500)
+    parser.add_argument("--digits", type=int, default=500, help="number of digits of each split")
     arguments = parser.parse_args()
     _keep_freed_memory()
     data = MNISTDataModule(source=arguments.source)
     data.setup("fit")
-    chosen = {}
+    digits = {}
     for split in ("val", "test"):
         images, _ = data.images_and_labels(split)
-        chosen[split] = images[
-            torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: arguments.digits]
-        ]
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        digits[split] = images[order[: arguments.digits]]
     results: dict[str, Any] = {
         **machine(),
         "captum": captum.__version__,
         "digits": arguments.digits,
-        "ink_pixels_a_digit": round(float((chosen["test"] > 0).sum(dim=(1, 2)).float().mean()), 1),
+        "ink_pixels_a_digit": round(float((digits["test"] > 0).sum(dim=(1, 2)).float().mean()), 1),
     }
     for run in arguments.runs:
         model = load(run)
         layers = spatial_layers(model)
-        maps = {name: method(model, chosen["test"]) for name, method in METHODS.items() if layers or name != "grad_cam"}
-        found: dict[str, Any] = {
-            "deleting_10_%_of_the_ink": by_ink(model, chosen["test"], maps),
-            "deleting_78_pixels": by_pixels(model, chosen["test"], maps),
+        maps = {name: method(model, digits["test"]) for name, method in METHODS.items() if layers or name != "grad_cam"}
+        result: dict[str, Any] = {
+            "deleting_10_%_of_the_ink": by_ink(model, digits["test"], maps),
+            "deleting_78_pixels": by_pixels(model, digits["test"], maps),
         }
         if layers:
             names = {module: name for name, module in model.named_modules()}
-            validation = {names[layer]: grad_cam(model, chosen["val"], layer=layer) for layer in layers}
-            validation["the last, stretched"] = stretched(model, chosen["val"])
-            measured = by_ink(model, chosen["val"], validation)
-            found["layer"] = names[list(layers)[-1]]
-            found["validation_ratios"] = {
+            validation = {names[layer]: grad_cam(model, digits["val"], layer=layer) for layer in layers}
+            validation["the last, stretched"] = stretched(model, digits["val"])
+            measured = by_ink(model, digits["val"], validation)
+            result["layer"] = names[list(layers)[-1]]
+            result["validation_ratios"] = {
                 name: [measured[name]["ratio"], measured[name]["ratio_error"]] for name in validation
             }
         name = "/".join(Path(run).parts[-2:])
-        results[name] = found
-        print(name, json.dumps({key: value for key, value in found.items() if key != "validation_ratios"}, indent=2))
+        results[name] = result
+        print(name, json.dumps({key: value for key, value in result.items() if key != "validation_ratios"}, indent=2))
     write_whole(RESULTS, (json.dumps(results, indent=2) + "\n").encode())
 
 

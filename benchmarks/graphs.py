@@ -1,9 +1,10 @@
-"""Superpixel graphs beside the ways that PyG has: building, loading, training steps; alternating in one run.
+"""Superpixel graphs against PyG's equivalents: building, loading and training steps, alternating in one run.
 
-- building: a graph with features and edges by this package, against `ToSLIC`, which makes features and no edges; one
-  process each. And the whole of MNIST end to end on all cores, and a later start, as the data module does it;
-- loading: a batch of 128 from the data module's loader, against `torch_geometric.loader.DataLoader`, one core each;
-- step: a training step of the GNN, the fast way and by general message passing, and of PyG's convolutions.
+- building: a graph with features and edges, against PyG's `ToSLIC`, which computes features but no edges, on one core.
+  Also the data module's first start, which builds the graphs of all of MNIST on all cores, and a later start;
+- loading: a batch of 128 graphs from the data module, against `torch_geometric.loader.DataLoader`, on one core;
+- step: a training step of the GNN with its fast kernel convolution, with general message passing, and with PyG's
+  convolutions.
 
     python benchmarks/graphs.py                # writes results/graphs.json, about 6 minutes on two cores
 """
@@ -25,18 +26,18 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.transforms import ToSLIC
 
 from mnist_lightning import GNN, MNISTSuperpixelsDataModule
-from mnist_lightning.callbacks import _device_name
 from mnist_lightning.cli import _keep_freed_memory
 from mnist_lightning.data.graphs import batch_of
 from mnist_lightning.data.sources import data_root, read
 from mnist_lightning.data.superpixels import superpixel_graphs
+from mnist_lightning.training.recording import device_name
 
 RESULTS = Path(__file__).parent / "results" / "graphs.json"
 BATCH = 128
 
 
 def alternating(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each way."""
+    """Measures the median milliseconds of each way."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -47,7 +48,7 @@ def alternating(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, fl
 
 
 def building(images: torch.Tensor, rounds: int) -> dict[str, float]:
-    """Milliseconds a graph."""
+    """Measures the milliseconds per graph."""
     to_slic = ToSLIC(n_segments=75, compactness=0.6, max_num_iter=5, channel_axis=2)
     count = 100
 
@@ -60,7 +61,7 @@ def building(images: torch.Tensor, rounds: int) -> dict[str, float]:
 
 
 def end_to_end() -> dict[str, Any]:
-    """All 70,000: the first start, a later one, the file."""
+    """Measures the data module's first and later start with all 70,000 graphs, and the size of its file."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "MNIST").symlink_to((data_root(None) / "MNIST").resolve())
         seconds = []
@@ -87,14 +88,14 @@ def end_to_end() -> dict[str, Any]:
 
 
 def loading(data: MNISTSuperpixelsDataModule, rounds: int) -> dict[str, float]:
-    """Milliseconds a batch of 128 graphs."""
+    """Measures the milliseconds per batch of 128 graphs."""
     epoch = batch_of(data.graphs, torch.arange(2000), torch.zeros(2000, dtype=torch.long)).to_data_list()
     ours, theirs = iter(data.train_dataloader()), iter(DataLoader(epoch * 100, batch_size=BATCH, shuffle=True))
     return alternating({"ours": lambda: next(ours), "PyG's DataLoader": lambda: next(theirs)}, rounds)
 
 
 def steps(data: MNISTSuperpixelsDataModule, rounds: int) -> dict[str, float]:
-    """Milliseconds a training step of 128 graphs, bf16."""
+    """Measures the milliseconds per training step of 128 graphs in bfloat16."""
     batch = batch_of(data.graphs, torch.arange(BATCH), data.images_and_labels("train")[1][:BATCH])
 
     def step(edge_index: torch.Tensor, **arguments: Any) -> Callable[[], None]:
@@ -112,14 +113,14 @@ def steps(data: MNISTSuperpixelsDataModule, rounds: int) -> dict[str, float]:
 
     ways = {
         "kernel": step(batch.edge_index),
-        "kernel, general message passing": step(batch.edge_index.flip(1)),  # not sorted: no fast way
+        "kernel, general message passing": step(batch.edge_index.flip(1)),  # unsorted edges disable the fast kernel
         **{conv: step(batch.edge_index, conv=conv) for conv in ("gcn", "gat", "gin", "gatedgcn")},
     }
     return alternating(ways, rounds)
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
@@ -130,7 +131,7 @@ def main() -> None:
     data.prepare_data()
     data.setup("fit")
     results: dict[str, Any] = {
-        "device": _device_name(torch.device("cpu")),
+        "device": device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torch_geometric": torch_geometric.__version__,

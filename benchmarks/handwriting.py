@@ -1,9 +1,10 @@
-"""Whether digits survive being written somewhere on a page: accuracy by `handwriting` and by naive resizing.
+"""Accuracy on digits anywhere on a page, prepared by `data.handwriting` and by naive resizing.
 
-Each test digit is pasted on a canvas of 280x280 at a random place, 1 to 8 times as large, dark on light or light on
-dark, under light that falls off to one side by up to a half, with noise; then it is brought back. The seed is fixed.
+Each test digit is pasted at a random position of a 280x280 canvas, enlarged 1 to 8 times, dark on light or light on
+dark, with noise, and with light that falls off to one side by up to a half. Both methods then convert the canvas back
+to 28x28. The seed is fixed.
 
-    python benchmarks/handwriting.py RUN...         # of image models; writes results/handwriting.json and .png
+    python benchmarks/handwriting.py RUN...         # writes results/handwriting.json and .png
 """
 
 import argparse
@@ -27,7 +28,7 @@ SIDE = 280
 
 
 def canvas(digit: NDArray[np.uint8], random: np.random.Generator) -> Image.Image:
-    """A digit somewhere on a page."""
+    """Pastes a digit at a random position of a page."""
     size = round(28 * random.uniform(1, 8))
     top, left = random.integers(0, SIDE - size + 1, 2)
     ink = np.zeros((SIDE, SIDE))
@@ -46,27 +47,27 @@ def canvas(digit: NDArray[np.uint8], random: np.random.Generator) -> Image.Image
 
 
 def naive(picture: Image.Image) -> torch.Tensor:
-    """What demonstrations do: turn it if it is light, and make it small."""
+    """Resizes a picture to 28x28, and inverts it if it is light, as demos do."""
     small = torch.from_numpy(np.array(picture.resize((28, 28), Image.Resampling.BILINEAR)))
     return 255 - small if small.float().mean() > 127 else small
 
 
 def ours(picture: Image.Image) -> torch.Tensor:
-    """`digit_of`; a digit that is not found is an empty picture, and so a mistake."""
+    """Prepares a picture with `digit_of`. If it finds no digit, the picture is empty and counts as a mistake."""
     try:
         return digit_of(picture)
     except InputError:
         return torch.zeros(28, 28, dtype=torch.uint8)
 
 
-def brought_back(digit: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The digit from its canvas, both ways."""
+def recovered(digit: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pastes a digit on a page and recovers it with both methods."""
     picture = canvas(digit.numpy(), np.random.default_rng([0, seed]))
     return ours(picture), naive(picture)
 
 
 def sheet(digits: torch.Tensor) -> Image.Image:
-    """In columns: the canvas, what naive resizing makes of it, and `handwriting`."""
+    """Draws one column per digit: the page, the naively resized digit, and the digit of `digit_of`."""
     columns = []
     for seed, digit in enumerate(digits):
         picture = canvas(digit.numpy(), np.random.default_rng([0, seed]))
@@ -78,24 +79,25 @@ def sheet(digits: torch.Tensor) -> Image.Image:
 def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="folders of runs, or checkpoints")
-    parser.add_argument("--count", type=int, default=10_000, help="how many of the test digits")
-    parser.add_argument("--validation", action="store_true", help="the last training digits instead, to develop with")
+    parser.add_argument("runs", nargs="+", help="run folders or checkpoints")
+    parser.add_argument("--count", type=int, default=10_000, help="number of test digits")
+    parser.add_argument("--validation", action="store_true", help="use the last training digits, for development")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     images, labels = read("mnist", train=arguments.validation)
     images, labels = images[-arguments.count :], labels[-arguments.count :]
     with ThreadPoolExecutor() as pool:
-        pairs = list(pool.map(brought_back, images, range(len(images))))
-    found, resized = (torch.stack(part) for part in zip(*pairs, strict=True))
-    results: dict[str, Any] = {**machine(), "digits": len(images), "not_found": int((found.amax((1, 2)) == 0).sum())}
+        pairs = list(pool.map(recovered, images, range(len(images))))
+    prepared, resized = (torch.stack(part) for part in zip(*pairs, strict=True))
+    not_found = int((prepared.amax((1, 2)) == 0).sum())
+    results: dict[str, Any] = {**machine(), "digits": len(images), "not_found": not_found}
     for run in arguments.runs:
         model = load(run)
 
         def accuracy(digits: torch.Tensor, model: Any = model) -> float:
             return round(100 * float((model.classify(digits).argmax(1) == labels).float().mean()), 2)
 
-        ways = {"clean": images, "handwriting": found, "naive": resized}
+        ways = {"clean": images, "handwriting": prepared, "naive": resized}
         results[type(model).__name__] = {way: accuracy(digits) for way, digits in ways.items()}
         print(type(model).__name__, results[type(model).__name__], flush=True)
     sheet(images[:8]).save(arguments.output.with_suffix(".png"))

@@ -1,7 +1,7 @@
-"""What `time_to_accuracy.py` runs beside the speedrun: recipes of others, and our own without the frame.
+"""Alternatives to the speedrun for `time_to_accuracy.py`: other people's recipes, and ours without the framework.
 
-Each is a process of its own, as small as it can be, and prints one JSON line: the seconds of the training alone (tests
-are not counted) and the test accuracy.
+Each runs in its own process with as few imports as possible, and prints one JSON line: the seconds of training, without
+the tests, and the test accuracy.
 
     python benchmarks/rivals.py official --seed 0
 """
@@ -26,9 +26,10 @@ Result = dict[str, float]
 
 
 def official(seed: int) -> Result:
-    """PyTorch's own example (github.com/pytorch/examples, mnist): Adadelta, batch 64, a transform an image.
+    """Trains PyTorch's example (github.com/pytorch/examples, mnist): Adadelta, batch size 64, one transform per image.
 
-    It ends with the first epoch after which 99 % of the test images are right: it may look, we may not.
+    It stops after the first epoch with 99 % test accuracy. The speedrun does not use the test images to decide when to
+    stop.
     """
     torch.manual_seed(seed)
     model = nn.Sequential(
@@ -60,7 +61,7 @@ def official(seed: int) -> Result:
 
 
 def one_epoch(seed: int) -> Result:
-    """The published one-epoch recipe (tuomaso, train_mnist_fast): Adam with one cycle, unshuffled, in 32 bits."""
+    """Trains the published one-epoch recipe (tuomaso, train_mnist_fast): Adam, one cycle, unshuffled, in 32 bits."""
     torch.manual_seed(seed)
     model = nn.Sequential(
         *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU()),
@@ -73,7 +74,7 @@ def one_epoch(seed: int) -> Result:
 
 
 def bare(seed: int) -> Result:
-    """The speedrun's recipe in a bare loop: same model, images, precision, batches and validation."""
+    """Trains the speedrun's recipe in a bare loop: same model, images, precision, batches and validation."""
     torch.manual_seed(seed)
     blocks = [nn.Conv2d(1, 16, 5), nn.MaxPool2d(2), nn.BatchNorm2d(16), nn.ReLU()]
     blocks += [nn.Conv2d(16, 48, 3), nn.MaxPool2d(2), nn.BatchNorm2d(48), nn.ReLU()]
@@ -95,7 +96,7 @@ def _one_cycle(
     precision: torch.dtype,
     smoothing: float = 0.0,
     val: tuple[Tensor, Tensor] | None = None,
-    prepare: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008 - it has no state
+    prepare: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008 - stateless
 ) -> Result:
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
 
@@ -124,19 +125,19 @@ def _one_cycle(
 
 
 def _standardized(images: Tensor, crop: int = 0) -> Tensor:
-    """uint8 [B, 28, 28] to float [B, 1, side, side]."""
+    """Converts uint8 [B, 28, 28] to float [B, 1, side, side], standardised."""
     kept = slice(crop, 28 - crop)
     return ((images.unsqueeze(1).float().div_(255) - 0.1307) / 0.3081)[..., kept, kept]
 
 
 def _whole(train: bool) -> tuple[Tensor, Tensor]:
-    """uint8 [N, 28, 28] and int64 [N]."""
+    """Reads all images, uint8 [N, 28, 28], and labels, int64 [N]."""
     dataset = torchvision.datasets.MNIST(ROOT, train=train)
     return dataset.data, dataset.targets
 
 
 def stock(seed: int) -> Result:
-    """The speedrun's recipe as Lightning's own tutorials would train it: a transform an image, a log a step."""
+    """Trains the speedrun's recipe as in Lightning's tutorials: one transform per image, metrics in each step."""
     import lightning as L
     import torchmetrics
 
@@ -189,7 +190,7 @@ RIVALS: dict[str, Callable[[int], Result]] = {
 
 
 def main() -> None:
-    """Trains one rival."""
+    """Trains one alternative."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rival", choices=RIVALS)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
-"""How time grows with what there is to do: images, batch size, threads and processes; for the GNN nodes and edges.
+"""Time against the number of images, the batch size, threads and processes, and for the GNN against nodes and edges.
 
-python benchmarks/scaling.py       # writes results/scaling.json and results/scaling.png, some 6 minutes on two cores
+python benchmarks/scaling.py       # writes results/scaling.json and results/scaling.png, about 6 minutes on two cores
 """
 
 import argparse
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from mnist_lightning import GNN, LeNet5, MNISTDataModule, MNISTSuperpixelsDataModule
 from mnist_lightning.cli import _keep_freed_memory
 from mnist_lightning.files import write_whole
+from mnist_lightning.runs.run import finished_runs
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 IMAGES = (1_000, 3_000, 10_000, 30_000, 60_000, 600_000)
@@ -37,19 +38,19 @@ PROCESSES = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 p
 
 
 class Clock(Callback):
-    """Seconds of the last epoch."""
+    """Measures the seconds of the last epoch."""
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Starts."""
+        """Starts the clock."""
         self.began = time.perf_counter()
 
     def on_train_epoch_end(self, *_: Any) -> None:
-        """Reads."""
+        """Stops the clock."""
         self.seconds = time.perf_counter() - self.began
 
 
 def epoch(count: int, batch_size: int, rounds: int) -> float:
-    """Seconds of one epoch of LeNet-5 over so many images; those after the first 60,000 are the same again."""
+    """Measures the seconds of one epoch of LeNet-5 over `count` images. More than 60,000 are made by repetition."""
     data = MNISTDataModule(batch_size=batch_size)
     data.setup("fit")
     parts = zip(data.images_and_labels("train"), data.images_and_labels("val"), strict=True)
@@ -75,7 +76,7 @@ def epoch(count: int, batch_size: int, rounds: int) -> float:
 
 
 def processes(count: int, threads: int) -> float:
-    """Seconds of an epoch of `fit`, by so many processes of so many threads."""
+    """Measures the seconds of one epoch of `fit` with `count` processes of `threads` threads each."""
     with tempfile.TemporaryDirectory() as folder:
         spread = ["--trainer.strategy", "ddp"] if count > 1 else []
         subprocess.run(
@@ -88,12 +89,12 @@ def processes(count: int, threads: int) -> float:
             stdout=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
-        (path,) = Path(folder).rglob("summary.json")
-        return float(json.loads(path.read_text())["train_seconds"])
+        (run,), _ = finished_runs([folder])
+        return float(run.summary["train_seconds"])
 
 
 def graph_step(data: MNISTSuperpixelsDataModule, graphs: int, neighbours: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of a training step of the GNN, with the nearest so many of each node's 8 neighbours."""
+    """Measures the milliseconds of a training step of the GNN, with the nearest `neighbours` of each node's 8."""
     batch = next(data.batches("train"))
     nodes = int(batch.ptr[graphs])
     sources, targets = batch.edge_index[:, batch.edge_index[1] < nodes]
@@ -117,12 +118,12 @@ def graph_step(data: MNISTSuperpixelsDataModule, graphs: int, neighbours: int, r
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """Of a power law through the points, in logarithms: 1 is linear."""
+    """Fits the exponent of a power law to the logarithms of the points. 1 is linear."""
     return round(float(np.polyfit(np.log(sizes), np.log(times), 1)[0]), 2)
 
 
 def plot(results: dict[str, Any]) -> Figure:
-    """Four panels."""
+    """Draws the four scaling curves."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     for axes, (name, x, y) in zip(
@@ -139,14 +140,15 @@ def plot(results: dict[str, Any]) -> Figure:
         axes.plot([p[x] for p in points], [p[y] for p in points], "o-", color="#0072B2")
         axes.set(xlabel=x, ylabel=y, xscale="log", yscale="log", title=f"exponent {results['exponents'][name]}")
         axes.grid(alpha=0.3, which="both")
-    panels[0].set_ylabel("seconds an epoch, LeNet-5")
-    panels[2].set_ylabel("ms a step, GNN, 8 neighbours")
-    panels[3].set_ylabel("ms a step, GNN, 128 graphs")
+    panels[0].set_ylabel("seconds per epoch, LeNet-5")
+    panels[1].set_ylabel("images per second, LeNet-5")
+    panels[2].set_ylabel("ms per step, GNN, 8 neighbours")
+    panels[3].set_ylabel("ms per step, GNN, 128 graphs")
     return figure
 
 
 def main() -> None:
-    """Measures, writes, draws."""
+    """Measures, and writes the results and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
@@ -154,13 +156,13 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     _keep_freed_memory()
-    epoch(1_000, 128, 1)  # warms up
+    epoch(1_000, 128, 1)  # warm-up
     images = [{"images": n, "seconds": epoch(n, 128, rounds if n < 100_000 else 1)} for n in IMAGES]
     batch_sizes = [{"batch size": b, "images a second": 20_000 / epoch(20_000, b, rounds)} for b in BATCHES]
     data = MNISTSuperpixelsDataModule(batch_size=max(GRAPHS))
     data.prepare_data()
     data.setup("fit")
-    graph_step(data, 128, 8, 5)  # warms up
+    graph_step(data, 128, 8, 5)  # warm-up
     nodes = [graph_step(data, graphs, 8, 4 * rounds) for graphs in GRAPHS]
     edges = [graph_step(data, 128, neighbours, 4 * rounds) for neighbours in NEIGHBOURS]
     seconds: dict[str, list[float]] = {}

@@ -1,10 +1,10 @@
-"""What a process costs before its first step, and in memory; each in processes of their own, alternating.
+"""Seconds until the command line answers, and peak memory of a training; every measurement is a new process.
 
-- seconds: importing torch, lightning and torchmetrics and nothing else, not even an orderly end of the process, against
-  `mnist-lightning --help`, `compare --help`, and `fit` until its first training step begins;
-- peak memory: `fit --config mlp` against a bare loop over the same images with the same model.
+- seconds: `--version`, `--help`, a bare call, a mistyped verb, `compare --help`, `fit --help`, and `fit --config mlp`
+  until its first training step begins, each over `python -c "import lightning.pytorch"` of the same round;
+- peak memory: `fit --config mlp` over a bare loop with the same images and model.
 
-    python benchmarks/startup.py               # writes results/startup.json, some 3 minutes
+    python benchmarks/startup.py               # writes results/startup.json, about 3 minutes
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 RESULTS = Path(__file__).parent / "results" / "startup.json"
+RIVAL = "import lightning.pytorch"
 BARE = """
 import torch, torchvision
 from torch import nn
@@ -40,65 +41,70 @@ for index in torch.randperm(55_000).split(128):
 
 
 class FirstStep(Callback):
-    """Ends the process where the first step begins."""
+    """Ends the process when the first step begins."""
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Lightning's hook."""
+        """Exits without any cleanup."""
         os._exit(0)
 
 
 def process(*command: str) -> tuple[float, float]:
-    """Seconds and peak MiB of a process."""
+    """Runs a process and returns its seconds and its peak memory in MiB."""
     data = str(Path(os.environ.get("MNIST_LIGHTNING_DATA", "data")).resolve())
     env = {**os.environ, "MNIST_LIGHTNING_DATA": data, "PYTHONPATH": str(Path(__file__).parent)}
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        started = subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdout=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started = subprocess.Popen([sys.executable, *command], cwd=folder, env=env, **quiet)
         _, status, usage = os.wait4(started.pid, 0)
         seconds = time.perf_counter() - began
-    if status:
+    if os.waitstatus_to_exitcode(status) not in (0, 2):  # 2: a bare call and a mistyped verb
         raise SystemExit(f"{' '.join(command)[:80]} failed")
     return seconds, usage.ru_maxrss / 1024
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     ours = ("-m", "mnist_lightning")
     fit = (*ours, "fit", "--config", "mlp", "--data.fallback", "null")
     root = f"ROOT = {str(Path(os.environ.get('MNIST_LIGHTNING_DATA', 'data')).resolve())!r}\n"
     ways: dict[str, tuple[str, ...]] = {
-        "import torch, lightning, torchmetrics": ("-c", "import os, torch, lightning, torchmetrics; os._exit(0)"),
+        RIVAL: ("-c", RIVAL),
+        "--version": (*ours, "--version"),
         "--help": (*ours, "--help"),
+        "bare call": ours,
+        "mistyped verb": (*ours, "fitt"),
         "compare --help": (*ours, "compare", "--help"),
+        "fit --help": (*ours, "fit", "--help"),
         "fit to the first step": (*fit, "--trainer.callbacks+=startup.FirstStep"),
-        "bare loop": ("-c", root + BARE),
-        "fit": (*fit, "--trainer.max_epochs", "1"),
     }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    memory = {"bare loop": ("-c", root + BARE), "fit": (*fit, "--trainer.max_epochs", "1")}
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, *memory)}
     for _ in range(rounds):
         for name, command in ways.items():
-            found[name].append(process(*command))
-    seconds = {name: round(median(s for s, _ in values), 2) for name, values in found.items()}
-    mebibytes = {name: round(median(m for _, m in values)) for name, values in found.items()}
-    imports = "import torch, lightning, torchmetrics"
-    from throughput import machine  # here, because `FirstStep` must be imported fast
+            results[name].append(process(*command))
+    for _ in range(3):
+        for name, command in memory.items():
+            results[name].append(process(*command))
+    mebibytes = {name: round(median(m for _, m in values)) for name, values in results.items()}
+    from throughput import machine  # here, because FirstStep must be fast to import
 
-    results = {
+    content = {
         **machine(),
         "rounds": rounds,
-        "seconds": {name: value for name, value in seconds.items() if name not in ("bare loop", "fit")},
-        "seconds_over_imports": {
-            name: round(median(s / i for (s, _), (i, _) in zip(found[name], found[imports], strict=True)), 2)
-            for name in ("--help", "compare --help", "fit to the first step")
+        "seconds": {name: round(median(s for s, _ in results[name]), 3) for name in ways},
+        "seconds_over_import": {
+            name: round(median(s / i for (s, _), (i, _) in zip(results[name], results[RIVAL], strict=True)), 3)
+            for name in ways
         },
-        "peak_mebibytes": {name: mebibytes[name] for name in (imports, "bare loop", "fit")},
+        "peak_mebibytes": {name: mebibytes[name] for name in (RIVAL, *memory)},
         "peak_fit_over_bare": round(mebibytes["fit"] / mebibytes["bare loop"], 2),
     }
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+    print(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What the frame costs: seconds a training step, three ways, alternating in one run.
+"""Cost of the framework: seconds per training step of a bare loop, `fit` and stock Lightning, in alternation.
 
 - bare: a PyTorch loop over tensors in memory, with the same model, loss, optimiser, schedule, precision and validation;
 - fit: `mnist-lightning fit` as users run it, with logging, metrics, checkpoints and a progress bar on a terminal;
-- stock: the same LightningModule with torchvision's dataset, a transform per image and a DataLoader.
+- stock: the same LightningModule with torchvision's dataset, one transform per image, and a DataLoader.
 
-On a GPU where there is one. Augmentation is off in all three. And batches alone: the data module's against
-torchvision's per-image path.
+Uses a GPU if there is one. Augmentation is off in all three. Also measures batches without training: the data module
+against torchvision with one transform per image.
 
     python benchmarks/throughput.py            # writes results/throughput.json, about 15 minutes on two cores
 """
@@ -36,9 +36,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from mnist_lightning import MNISTDataModule, models
-from mnist_lightning.callbacks import _device_name
 from mnist_lightning.cli import main as command_line
 from mnist_lightning.data.sources import data_root
+from mnist_lightning.runs.run import finished_runs
+from mnist_lightning.training.recording import device_name
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
@@ -50,9 +51,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on, and with what."""
+    """Describes the hardware and the versions."""
     return {
-        "device": _device_name(DEVICE),
+        "device": device_name(DEVICE),
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),
@@ -64,14 +65,14 @@ def machine() -> dict[str, Any]:
 
 
 def build(name: str) -> Any:
-    """The model of a config, freshly initialised."""
+    """Builds the model of a config, with new weights."""
     model = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]
     torch.manual_seed(0)
     return getattr(models, model["class_path"])(**model["init_args"])
 
 
 def bare(name: str, data: MNISTDataModule, epochs: int, steps: int) -> float:
-    """Seconds a step of a bare loop that validates after each epoch."""
+    """Measures the seconds per step of a bare loop that validates after each epoch."""
     model = build(name).to(DEVICE)
     h = model.hparams
     decayed = {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": h["weight_decay"]}
@@ -95,14 +96,14 @@ def bare(name: str, data: MNISTDataModule, epochs: int, steps: int) -> float:
         right = 0
         with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
             parts = zip(val_images.split(EVALUATED), val_labels.split(EVALUATED), strict=True)
-            for x, y in islice(parts, steps // 40):  # as many images as `fit` is told to
+            for x, y in islice(parts, steps // 40):  # as many images as in `fit`
                 right += int((model(x.unsqueeze(1).float().div_(255)).argmax(1) == y).sum())
     return (time.perf_counter() - began) / (epochs * steps)
 
 
 @contextlib.contextmanager
 def terminal() -> Iterator[None]:
-    """A terminal that nobody looks at, so that the progress bar is drawn as on a real one."""
+    """Redirects the output to a pseudo-terminal, so that the progress bar is drawn."""
     ours, theirs = pty.openpty()
 
     def drain() -> None:
@@ -116,7 +117,7 @@ def terminal() -> Iterator[None]:
 
 
 def fit(name: str, epochs: int, steps: int) -> float:
-    """Seconds a step of `mnist-lightning fit`."""
+    """Measures the seconds per step of `mnist-lightning fit`."""
     with tempfile.TemporaryDirectory() as folder, terminal():
         command_line(
             [
@@ -126,24 +127,24 @@ def fit(name: str, epochs: int, steps: int) -> float:
                 *("--trainer.limit_train_batches", str(steps), "--trainer.limit_val_batches", str(steps // 40)),
             ]
         )
-        (path,) = Path(folder).rglob("summary.json")
-        return float(json.loads(path.read_text())["train_seconds"]) / (epochs * steps)
+        (run,), _ = finished_runs([folder])
+        return float(run.summary["train_seconds"]) / (epochs * steps)
 
 
 class Clock(Callback):
-    """Measures what `RunFiles` measures."""
+    """Measures the same seconds as `RunRecorder`."""
 
     def on_train_start(self, *_: Any) -> None:
-        """Starts."""
+        """Starts the clock."""
         self.began = time.perf_counter()
 
     def on_train_epoch_end(self, *_: Any) -> None:
-        """Reads."""
+        """Stops the clock."""
         self.seconds = time.perf_counter() - self.began
 
 
 def stock_loaders(workers: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Torchvision's way, from their documentation: 55,000 training and 5,000 validation images."""
+    """Builds loaders as in torchvision's documentation, of 55,000 training and 5,000 validation images."""
     whole = torchvision.datasets.MNIST(data_root(None), train=True, transform=transforms.ToTensor())
     parts = torch.utils.data.random_split(whole, [55_000, 5_000])
     train = DataLoader(parts[0], BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
@@ -151,7 +152,7 @@ def stock_loaders(workers: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
 
 
 def stock(name: str, epochs: int, steps: int, workers: int = 0) -> float:
-    """Seconds a step of the stock way."""
+    """Measures the seconds per step of stock Lightning."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, terminal():
         trainer = Trainer(
@@ -168,7 +169,7 @@ def stock(name: str, epochs: int, steps: int, workers: int = 0) -> float:
 
 
 def batches(data: MNISTDataModule) -> dict[str, float]:
-    """Milliseconds a batch of 128, from the data module and from torchvision's per-image path."""
+    """Measures the milliseconds per batch of 128, of the data module and of torchvision."""
 
     def milliseconds(loader: Any, count: int) -> float:
         iterator = iter(loader)
@@ -190,7 +191,7 @@ def batches(data: MNISTDataModule) -> dict[str, float]:
 def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=list(STEPS), help="which to measure anew; by default all")
+    parser.add_argument("models", nargs="*", default=list(STEPS), help="models to measure; default: all")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -204,11 +205,11 @@ def main() -> None:
     }
     for name in arguments.models:
         steps, epochs = STEPS[name], EPOCHS[name]
-        bare(name, data, 1, 10)  # warms up
+        bare(name, data, 1, 10)  # warm-up
         rounds = []
         for number in range(arguments.rounds):
             row = {"fit": fit(name, epochs, steps), "bare": bare(name, data, epochs, steps)}
-            if number < 3:  # far enough away to need no more
+            if number < 3:  # a large difference needs fewer rounds
                 row["stock"] = stock(name, epochs, steps)
                 if name == "mlp":
                     row["stock_2_workers"] = stock(name, epochs, steps, workers=2)

@@ -1,53 +1,53 @@
-"""Files that are there whole or not at all."""
+"""Atomic files, and an integrity check for files of `torch.save`."""
 
 import os
-import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from mnist_lightning.errors import InputError
 
-if sys.platform != "win32":
-    import fcntl
-
 
 def writable(output: str, suffixes: Sequence[str]) -> Path:
-    """The path of a file to write, checked before the work for it is done.
+    """Checks the path of an output file before the work for it begins.
 
     Args:
-        output: The path.
-        suffixes: What it may end in.
+        output: Path of the file.
+        suffixes: Accepted file suffixes.
+
+    Returns:
+        The path.
 
     Raises:
-        InputError: If it ends in anything else, or its folder is not there.
+        InputError: If the suffix is not accepted or the folder does not exist.
 
     Example:
         >>> writable("seven.gif", [".png", ".pdf"])
         Traceback (most recent call last):
-        mnist_lightning.errors.InputError: output is seven.gif; it must end in .png or .pdf
+        mnist_lightning.errors.InputError: output must end in .png or .pdf, got seven.gif
     """
     path = Path(output)
     if path.suffix not in suffixes:
         *first, last = suffixes
-        raise InputError(f"output is {output}; it must end in {', '.join(first)} or {last}")
+        raise InputError(f"output must end in {', '.join(first)} or {last}, got {output}")
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder} to write {path.name} to")
+        raise InputError(f"cannot write {path.name}: there is no folder {folder}")
     return path
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives the path of a file to write, which becomes `path` at the end, unless there is an error.
+    """Yields the path of a temporary file, which replaces `path` when the block ends without an error.
 
-    Killed at any moment, or without power, it leaves the old file or the new one, never a part. What a killed process
-    has left beside it is removed by the next that writes the same file.
+    A reader sees the old file or the new one, even after a kill or a power failure. A killed process may leave its
+    temporary file (`.NAME.*`) in the folder.
 
     Raises:
-        OSError: If it cannot be written; `filename` is `path`.
+        OSError: If the file cannot be written. `filename` is `path`.
 
     Example:
         >>> import tempfile
@@ -57,63 +57,23 @@ def replacing(path: Path) -> Iterator[Path]:
         ...     Path(folder, "seven.txt").read_text()
         '7'
     """
-    temporary, held = path, None
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        _remove_abandoned(path)
-        temporary, held = _claimed(path)
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
-        _sync(path.parent)
     except OSError as error:
-        if error.filename and not Path(error.filename).name.startswith(f".{path.name}."):
+        if error.filename and str(error.filename) != str(temporary):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        if temporary != path:
-            temporary.unlink(missing_ok=True)
-        if held is not None:
-            os.close(held)
-
-
-def _claimed(path: Path) -> tuple[Path, int | None]:
-    """A file to write before it gets its name, locked for as long as its writer lives."""
-    while True:
-        # A name that no other process takes, on this machine or on one that shares the disk.
-        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-        if sys.platform == "win32":  # which cannot rename what is open
-            return temporary, None
-        held = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):  # a file system without locks: nothing is removed from it
-            fcntl.flock(held, fcntl.LOCK_EX)
-        if temporary.exists():  # not taken for abandoned before it was locked
-            return temporary, held
-        os.close(held)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Removes what `_claimed` has given to writers of this file that are dead: nobody holds its lock."""
-    if sys.platform == "win32":
-        return
-    for temporary in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 32}"):
-        with suppress(OSError), temporary.open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # already renamed, or never created
             temporary.unlink()
 
 
-def _sync(folder: Path) -> None:
-    """Has a file's new name written to the disk."""
-    with suppress(OSError):  # not every system opens folders
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file; killed at any moment, it leaves the old file or the new one, never a part.
+    """Writes a file atomically; see `replacing`.
 
     Example:
         >>> import tempfile
@@ -124,3 +84,43 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """Writes tensors and plain values with `torch.save`, atomically.
+
+    Raises:
+        OSError: If the file cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "seven.pt")
+        ...     save_tensors({"seven": torch.tensor(7)}, path)
+        ...     is_intact(path), torch.load(path, weights_only=True)
+        (True, {'seven': tensor(7)})
+    """
+    import torch
+
+    with replacing(path) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch raises this one when it closes its archive on a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def is_intact(path: Path) -> bool:
+    """Checks a file of `torch.save` against the checksums of its zip archive, which `torch.load` ignores.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return archive.testzip() is None
+        except Exception:  # a damaged archive can raise anything
+            return False

@@ -15,7 +15,7 @@ from mnist_lightning import MNISTDataModule, MNISTSuperpixelsDataModule
 from mnist_lightning.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# Relative to where pytest was started, and the tests run elsewhere.
+# Absolute, because tests change the working directory.
 MNIST = Path(os.environ.get("MNIST_LIGHTNING_DATA", "data")).resolve()
 
 
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with the real MNIST, where it is on disk; superpixels land in it, and not beside the real data."""
+    """A data root with a link to the real MNIST, if it is on disk. Superpixels are cached here, not beside the data."""
     root = tmp_path_factory.mktemp("data")
     if (MNIST / "MNIST").is_dir():
         (root / "MNIST").symlink_to(MNIST / "MNIST")
@@ -38,8 +38,8 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test has a folder of its own, finds no data in it, and leaves no seed behind."""
+def isolated(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs every test in an empty folder, with the same data root and seed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MNIST_LIGHTNING_DATA", str(data_root))
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
@@ -61,9 +61,28 @@ def graphs() -> MNISTSuperpixelsDataModule:
     return data
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logs of four short trainings: two that differ only in the seed, one with two epochs, and another model."""
+    root = tmp_path_factory.mktemp("runs")
+    short = ["--data.source=digits", "--trainer.limit_train_batches=5", "--trainer.enable_progress_bar=false"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        for model, seed, epochs in (("LeNet5", 0, 1), ("LeNet5", 1, 1), ("LeNet5", 0, 2), ("MLP", 0, 1)):
+            main(["fit", f"--model={model}", f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}", *short])
+    return root / "lightning_logs"
+
+
+@pytest.fixture
+def logs(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the logs that a test may damage, in the default folder."""
+    return Path(shutil.copytree(trained, tmp_path / "lightning_logs"))
+
+
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs the command line, expects a failure, and gives back its one line."""
+    """Runs the command line, expects a failure, and returns its one line."""
 
     def run(*args: str) -> str:
         with pytest.raises(SystemExit) as exit_:
@@ -78,10 +97,10 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 @pytest.fixture
 def spawn(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts the command line as a user does: in a process of its own."""
+    """Starts the command line in a new process."""
 
     def start(*args: str, **environment: str) -> subprocess.Popen[str]:
-        # One thread a process: several processes of two threads each would wait for each other.
+        # One thread per process: several processes with two threads each would wait for each other.
         env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         env.pop("PL_GLOBAL_SEED")
         return subprocess.Popen(
@@ -99,7 +118,7 @@ def spawn(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture
 def run(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
-    """Runs the command line in a process of its own and gives back what it printed."""
+    """Runs the command line in a new process and returns its output."""
 
     def wait(*args: str, **environment: str) -> str:
         process = spawn(*args, **environment)
@@ -112,9 +131,9 @@ def run(spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
 
 @pytest.fixture
 def visit(tmp_path: Path) -> Callable[[str, str], Any]:
-    """Opens a page in a real browser, with a script that leaves JSON in its body, and gives back what that says.
+    """Opens a page in a real browser with a script that writes JSON to its body, and returns the JSON.
 
-    Nothing may be left on the console: neither errors, nor requests that failed because there is no network.
+    The console must stay empty: no errors, no failed requests.
     """
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:

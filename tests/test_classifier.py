@@ -26,32 +26,37 @@ def quiet_trainer(**options: Any) -> Trainer:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("arguments", "message"),
     [
-        ({"lr": 0.0}, "lr is 0.0; it must be positive"),
-        ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be 0 or more"),
-        ({"momentum": 1.0}, "momentum is 1.0; it must be at least 0 and below 1"),
-        ({"label_smoothing": float("nan")}, "label_smoothing is nan"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be 0 or more and finite, got -1.0"),
+        ({"momentum": 1.0}, "momentum must be at least 0 and below 1, got 1.0"),
+        ({"label_smoothing": float("nan")}, "label_smoothing must be at least 0 and below 1, got nan"),
     ],
 )
-def test_arguments_that_cannot_be_are_refused(wrong: dict[str, Any], says: str) -> None:
-    with pytest.raises(InputError, match=says):
-        MLP(**wrong)
+def test_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MLP(**arguments)
 
 
-def test_cross_entropy_is_torchs() -> None:
+@pytest.mark.parametrize("arguments", [{"lr": 1e-9}, {"weight_decay": 0.0}, {"momentum": 0.9, "label_smoothing": 0.9}])
+def test_valid_arguments(arguments: dict[str, Any]) -> None:
+    assert arguments.items() <= MLP(**arguments).hparams.items()
+
+
+def test_cross_entropy_equals_pytorchs() -> None:
     assert MLP().loss(LOGITS, LABELS) == F.cross_entropy(LOGITS, LABELS)
     smoothed = MLP().loss(LOGITS, LABELS, label_smoothing=0.1)
     assert smoothed == F.cross_entropy(LOGITS, LABELS, label_smoothing=0.1)
 
 
-def test_mean_squared_error_is_between_probabilities_and_one_hot_labels() -> None:
+def test_mse_compares_probabilities_with_one_hot_labels() -> None:
     probabilities = LOGITS.softmax(dim=1)
     expected = sum((probabilities[i, c] - float(c == LABELS[i])) ** 2 for i in range(2) for c in range(10)) / 20
     assert MLP(loss="mse").loss(LOGITS, LABELS).item() == pytest.approx(float(expected))
 
 
-def test_smoothing_mixes_the_one_hot_labels_with_the_uniform_distribution() -> None:
+def test_label_smoothing_mixes_in_the_uniform_distribution() -> None:
     target = torch.full((2, 10), 0.02)
     target[[0, 1], LABELS] = 0.82
     assert MLP(loss="mse").loss(LOGITS, LABELS, 0.2).item() == pytest.approx(
@@ -59,7 +64,7 @@ def test_smoothing_mixes_the_one_hot_labels_with_the_uniform_distribution() -> N
     )
 
 
-def test_smoothing_is_trained_on_but_not_logged(digits: MNISTDataModule) -> None:
+def test_logged_loss_excludes_label_smoothing(digits: MNISTDataModule) -> None:
     losses = []
 
     class Recording(MLP):
@@ -73,11 +78,11 @@ def test_smoothing_is_trained_on_but_not_logged(digits: MNISTDataModule) -> None
     assert abs(sum(losses) / len(losses) - train) > 1e-3
 
 
-def test_the_loss_is_computed_in_32_bits() -> None:
+def test_loss_is_computed_in_32_bits() -> None:
     assert MLP().loss(LOGITS.bfloat16(), LABELS).dtype == torch.float32
 
 
-def test_biases_and_normalisations_do_not_decay(digits: MNISTDataModule) -> None:
+def test_biases_and_norm_layers_have_no_weight_decay(digits: MNISTDataModule) -> None:
     model = MLP(widths=[16], batch_norm=True, weight_decay=0.3)
     quiet_trainer(fast_dev_run=True).fit(model, digits)
     optimizer = model.optimizers()
@@ -95,10 +100,10 @@ def test_biases_and_normalisations_do_not_decay(digits: MNISTDataModule) -> None
         ("constant", [1, 1, 1, 1]),
         ("step", [1, 1, 0.1, 0.01]),
         ("cosine", [1, 0.8536, 0.5, 0.1464]),
-        ("onecycle", [0.04, 0.93, 0.80, 0.27]),  # up for 30 % of the steps, then down
+        ("onecycle", [0.04, 0.93, 0.80, 0.27]),  # rises for 30 % of the steps, then falls
     ],
 )
-def test_schedules_span_the_training(schedule: Any, expected: list[float], digits: MNISTDataModule) -> None:
+def test_schedule_ends_with_the_training(schedule: Any, expected: list[float], digits: MNISTDataModule) -> None:
     rates = []
 
     class Recording(MLP):
@@ -110,8 +115,8 @@ def test_schedules_span_the_training(schedule: Any, expected: list[float], digit
     assert rates[::quarter] == pytest.approx(expected, abs=0.04)
 
 
-def test_an_endless_training_has_no_schedule(digits: MNISTDataModule) -> None:
-    with pytest.raises(InputError, match="max_epochs"):
+def test_schedule_needs_an_end_of_training(digits: MNISTDataModule) -> None:
+    with pytest.raises(InputError, match=r"schedule cosine needs .* set --trainer.max_epochs"):
         quiet_trainer(max_epochs=-1).fit(MLP(schedule="cosine"), digits)
 
 
@@ -124,7 +129,7 @@ def test_every_optimizer_learns(optimizer: Any, digits: MNISTDataModule) -> None
     assert trainer.callback_metrics["train/loss"] < 1
 
 
-def test_logged_metrics_are_those_of_the_whole_split(digits: MNISTDataModule) -> None:
+def test_metrics_cover_the_whole_split(digits: MNISTDataModule) -> None:
     model = MLP()
     trainer = quiet_trainer()
     trainer.test(model, digits, verbose=False)
@@ -136,7 +141,7 @@ def test_logged_metrics_are_those_of_the_whole_split(digits: MNISTDataModule) ->
 
 
 def test_training_metrics_are_means_over_the_steps(digits: MNISTDataModule) -> None:
-    model = MLP(widths=[8], lr=1e-12)  # does not move: every step has the same weights
+    model = MLP(widths=[8], lr=1e-12)  # too small to change the weights between steps
     trainer = quiet_trainer(log_every_n_steps=10_000)
     trainer.fit(model, digits)
     images, labels = digits.images_and_labels("train")
@@ -148,7 +153,7 @@ def test_training_metrics_are_means_over_the_steps(digits: MNISTDataModule) -> N
 
 
 class NaNAfter(Classifier):
-    """Gives NaN from a certain step on."""
+    """Returns NaN after `good_steps` training steps."""
 
     def __init__(self, good_steps: int, **training: Any) -> None:
         super().__init__(**training)
@@ -162,12 +167,12 @@ class NaNAfter(Classifier):
 
 @pytest.mark.parametrize("log_every_n_steps", [1, 4, 1000])
 @pytest.mark.parametrize("good_steps", [0, 7, 30])
-def test_a_non_finite_loss_stops_and_names_the_step(
+def test_non_finite_loss_stops_training_and_names_the_step(
     good_steps: int, log_every_n_steps: int, digits: MNISTDataModule
 ) -> None:
-    with pytest.raises(NonFiniteLossError, match=f"became nan at step {good_steps} ") as caught:
+    with pytest.raises(NonFiniteLossError, match=f"became nan at step {good_steps} ") as error:
         quiet_trainer(max_epochs=3, log_every_n_steps=log_every_n_steps).fit(NaNAfter(good_steps), digits)
-    assert "--model.lr" in str(caught.value)
+    assert "--model.lr" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +185,13 @@ def test_a_non_finite_loss_stops_and_names_the_step(
         {"x": torch.zeros(2, 1, 28, 28)},
     ],
 )
-def test_a_batch_of_another_kind_is_refused_by_name(batch: Any) -> None:
-    with pytest.raises(InputError, match=r"MLP takes batches \(images, labels\)"):
+def test_other_batches_are_refused(batch: Any) -> None:
+    with pytest.raises(InputError, match=r"MLP takes batches \(images, labels\) .* the data loader returned a"):
         MLP().unpack(batch)
+
+
+def test_unpack() -> None:
+    images, labels = torch.zeros(2, 1, 28, 28), torch.zeros(2)
+    (image_input,), target = MLP().unpack([images, labels])
+    assert image_input is images
+    assert target is labels

@@ -13,7 +13,7 @@ from conftest import CONFIGS, MNIST
 
 import mnist_lightning
 from mnist_lightning import MLP
-from mnist_lightning.cli import main
+from mnist_lightning.cli import TRAINER_VERBS, VERBS, main
 
 QUICK = ["--data.source", "digits", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
 MAIN = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -38,8 +38,23 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, "--help")
-    for verb in ("fit", "validate", "test", "predict"):
-        assert verb in text
+    assert max(map(len, text.splitlines())) <= 100
+    for verb in (*TRAINER_VERBS, *VERBS):
+        assert f"\n  {verb} " in text
+
+
+def test_a_bare_call_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().out == shown(capsys, "--help")
+
+
+@pytest.mark.parametrize("verb", [*TRAINER_VERBS, *VERBS])
+def test_every_verb_has_a_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, verb, "--help")
+    assert text.startswith((f"usage: mnist-lightning {verb}", f"usage: mnist-lightning [options] {verb}"))
+    assert "  --" in text
 
 
 def test_help_of_a_model_lists_its_arguments_and_the_shared_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +83,7 @@ def test_fit_by_config(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert "digits" in out
     assert "accuracy" in out
-    assert all(f"│        {digit} │" in out for digit in range(10))
+    assert all(f"│ {digit} " in out for digit in range(10))
     assert Path("lightning_logs", name, "version_0", "summary.json").is_file()
     assert "💡" not in out + err
     assert "warning" not in err.lower()
@@ -93,15 +108,15 @@ def test_a_run_is_tested_validated_and_predicted_by_its_folder_alone(
     assert len(rows) == 360
     assert sum(row["label"] == row["predicted"] for row in rows) / 360 == pytest.approx(summary["test"]["accuracy"])
     assert all(0.1 <= float(row["confidence"]) <= 1 for row in rows)
-    assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]  # only fit opens new ones
+    assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]  # only fit creates run folders
 
 
-def test_the_checkpoints_arguments_win_and_a_difference_is_said(trained: Path) -> None:
+def test_the_checkpoints_arguments_win_with_a_warning(trained: Path) -> None:
     with pytest.warns(UserWarning, match=r"--model.lr 7.0 is ignored: the checkpoint's model has 0.003"):
         main(["test", *QUICK[:2], "--model", "MLP", "--model.lr", "7", "--ckpt_path", str(trained)])
 
 
-def test_a_resumed_run_goes_on_in_its_folder(trained: Path) -> None:
+def test_a_resumed_run_continues_in_its_folder(trained: Path) -> None:
     main(["fit", "--ckpt_path", str(trained), "--trainer.max_epochs", "3"])
     assert [path.name for path in trained.parent.iterdir()] == ["version_0"]
     summary = json.loads((trained / "summary.json").read_text())
@@ -131,7 +146,7 @@ class MyNet(Classifier):
 """
 
 
-def test_a_model_of_ones_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Path("my_module.py").write_text(MY_NET)
     monkeypatch.syspath_prepend(".")
     fit("--model", "my_module.MyNet", "--model.width", "24", "--model.lr", "0.01", "--trainer.max_epochs", "3")
@@ -145,22 +160,22 @@ def test_a_model_of_ones_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("model", "data", "wanted", "given"),
+    ("model", "data", "expected", "actual"),
     [
-        ("MLP", "MNISTSuperpixelsDataModule", "MLP takes batches (images, labels)", "gave it a DataBatch"),
+        ("MLP", "MNISTSuperpixelsDataModule", "MLP takes batches (images, labels)", "returned a DataBatch"),
         (
             "GNN",
             "MNISTDataModule",
             "GNN takes batches of graphs (--data MNISTSuperpixelsDataModule)",
-            "gave it a tuple",
+            "returned a tuple",
         ),
     ],
 )
-def test_data_of_the_wrong_kind(model: str, data: str, wanted: str, given: str, fails: Callable[..., str]) -> None:
+def test_data_of_the_wrong_kind(model: str, data: str, expected: str, actual: str, fails: Callable[..., str]) -> None:
     args = ["--model", model, "--data", data, "--data.source", "digits", "--trainer.enable_progress_bar", "false"]
     line = fails("fit", *args)
-    assert wanted in line
-    assert f"but {data} {given}" in line
+    assert expected in line
+    assert f"but {data} {actual}" in line
 
 
 MY_DATA = """
@@ -177,7 +192,7 @@ class MyData(LightningDataModule):
 """
 
 
-def test_data_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_data_module(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("my_data.py").write_text(MY_DATA)
     monkeypatch.syspath_prepend(".")
     main(["fit", "--model", "MLP", "--data", "my_data.MyData", "--trainer.max_epochs", "1"])
@@ -186,19 +201,28 @@ def test_data_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(summary["test"]["support"]) == 40
 
 
+def test_the_same_arguments_without_a_mistake() -> None:
+    options = ["--model.lr", "0.01", "--model.loss", "mse", "--model.dropout", "0.2", "--data.batch_size", "16"]
+    fit("--model", "MLP", *options, "--data.augment.rotate", "3", "--trainer.limit_train_batches", "2")
+    assert (RUN / "summary.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["fitt"], "invalid choice: 'fitt'"),
+        (["fitt"], "unknown verb 'fitt'; use one of fit, validate,"),
         (["fit"], "fit.model"),
-        (["fit", "--model", "ResNett"], "unknown model ResNett; there are CNN, DenseNet, GNN, LeNet5, MLP, ResNet"),
+        (
+            ["fit", "--model", "ResNett"],
+            "unknown model ResNett; use CNN, DenseNet, GNN, LeNet5, MLP, ResNet or",
+        ),
         (["fit", "--model", "torch.nn.Linear"], "model: Import path does not correspond to a subclass of Classifier"),
         (["fit", "--model", "MLP", "--model.widht", "3"], "unknown option model.widht; did you mean widths?"),
-        (["fit", "--model", "MLP", "--model.lr", "fast"], "model.lr is 'fast', expected a float"),
-        (["fit", "--model", "MLP", "--model.lr", "-1"], "lr is -1"),
-        (["fit", "--model", "MLP", "--model.loss", "hinge"], "model.loss is 'hinge', expected one of"),
+        (["fit", "--model", "MLP", "--model.lr", "fast"], "model.lr must be a float, got 'fast'"),
+        (["fit", "--model", "MLP", "--model.lr", "-1"], "lr must be positive and finite, got -1"),
+        (["fit", "--model", "MLP", "--model.loss", "hinge"], "model.loss must be one of"),
         (["fit", "--model", "MLP", "--model.dropout", "2"], "dropout probability"),
-        (["fit", "--model", "MLP", "--data.batch_size", "0"], "batch_size is 0"),
+        (["fit", "--model", "MLP", "--data.batch_size", "0"], "batch_size must be 1 or more, got 0"),
         (["fit", "--model", "MLP", "--data.batchsize", "8"], "did you mean batch_size?"),
         (["fit", "--model", "MLP", "--data.source", "mnits"], "did you mean mnist?"),
         (["fit", "--model", "MLP", "--trainer.max_epoks", "8"], "did you mean trainer.max_epochs?"),
@@ -220,15 +244,15 @@ def test_wrong_arguments_get_one_clear_line(args: list[str], says: str, fails: C
     ("text", "says"),
     [
         ("model: [unclosed\n  x: : y", "not valid YAML"),
-        ("just words", "not a mapping"),
+        ("just words", "must be a mapping"),
         ("model: MLP\ntrainr: {max_epochs: 3}", "unknown option trainr"),
         ("model: MLP\ntrainer: {max_epoks: 3}", "did you mean trainer.max_epochs?"),
         ("model: {class_path: MLP, init_args: {lrr: 3}}", "unknown option model.lrr; did you mean lr?"),
         ("model: LeNet6", "unknown model LeNet6"),
         ("model: MLP\ndata: {batch_sizes: 3}", "unknown option data.batch_sizes; did you mean batch_size?"),
-        ("model: MLP\ndata: {augment: {rotate: much}}", "data.augment.rotate is 'much', expected a float"),
+        ("model: MLP\ndata: {augment: {rotate: much}}", "data.augment.rotate must be a float, got 'much'"),
         ("model: MLP\ndata: {augment: {rotat: 3}}", "unknown option data.augment.rotat"),
-        ("model: MLP\ndata: {augment: {rotate: -3}}", "augment.rotate is -3"),
+        ("model: MLP\ndata: {augment: {rotate: -3}}", "augment.rotate must be 0 or more and finite, got -3"),
     ],
 )
 def test_wrong_configs_get_one_clear_line(text: str, says: str, fails: Callable[..., str]) -> None:
@@ -256,7 +280,7 @@ def test_wrong_checkpoints_get_one_clear_line(verb: str, fails: Callable[..., st
 
 
 def test_a_checkpoint_of_another_model(trained: Path, fails: Callable[..., str]) -> None:
-    assert "holds a MLP, but --model is LeNet5" in fails("test", "--config", "lenet", "--ckpt_path", str(trained))
+    assert "contains a MLP, but --model is LeNet5" in fails("test", "--config", "lenet", "--ckpt_path", str(trained))
 
 
 @pytest.mark.mnist

@@ -1,4 +1,4 @@
-"""What the README says is what happens."""
+"""The examples in README and CONTRIBUTING work."""
 
 import re
 from pathlib import Path
@@ -20,11 +20,11 @@ COMPARE, *OTHERS = blocks(README)
 
 @pytest.mark.parametrize("code", OTHERS, ids=["corruptions", "connectivity", "classify", "Trainer", "bare loop"])
 def test_library_examples_run(code: str) -> None:
-    exec(code, {})  # the README's own words
+    exec(code, {})
 
 
 @pytest.mark.slow
-def test_the_example_of_compare_compares(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
     for model in ("MLP", "LeNet5"):
         main(["fit", "--model", model, "--data.source", "digits", "--trainer.max_epochs", "1"])
     capsys.readouterr()

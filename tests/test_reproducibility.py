@@ -20,7 +20,7 @@ from mnist_lightning.cli import main
 
 pytestmark = pytest.mark.slow
 
-# Dropout and augmentation, so that all sources of randomness take part; epochs that a kill can meet the middle of.
+# Dropout and augmentation use all sources of randomness. Small batches make epochs long enough for a kill.
 DIGITS = ["--data.source=digits", "--data.batch_size=16", "--trainer.enable_progress_bar=false"]
 FIT = [
     "fit",
@@ -87,7 +87,7 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def kill_in_epoch(spawn: Spawn, epoch: int, *args: str, **environment: str) -> None:
-    """Starts a training and ends it and all its children with SIGKILL in the middle of an epoch."""
+    """Starts a training, and kills it and its children in the middle of an epoch."""
     process = spawn(*args, **environment)
     last = run_folder("killed") / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
@@ -95,7 +95,7 @@ def kill_in_epoch(spawn: Spawn, epoch: int, *args: str, **environment: str) -> N
         with contextlib.suppress(OSError, RuntimeError, EOFError):
             if torch.load(last, weights_only=True)["epoch"] >= epoch - 1:
                 break
-        time.sleep(0.02)  # the training has two threads, and waits for both
+        time.sleep(0.02)  # leaves the cores to the training
     time.sleep(0.05)
     assert process.poll() is None, process.communicate()[0]
     os.killpg(process.pid, signal.SIGKILL)
@@ -129,7 +129,7 @@ def test_killed_and_resumed_gives_the_same_weights(
         assert summary(expected)[key] == summary(killed)[key]
 
 
-def test_two_processes_test_as_one_does(gnn: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_measure_the_same_as_one(gnn: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = f"--ckpt_path={gnn}"
     capsys.readouterr()
     main(["test", checkpoint])
@@ -146,7 +146,7 @@ def free_port() -> int:
         return port
 
 
-def test_two_nodes_train_as_one_node_of_two_processes_does(cnn_by_two: Path, spawn: Spawn) -> None:
+def test_two_nodes_and_two_processes_give_the_same_weights(cnn_by_two: Path, spawn: Spawn) -> None:
     port = str(free_port())
     nodes = [
         spawn(

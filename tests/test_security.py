@@ -1,4 +1,4 @@
-"""What SECURITY.md promises."""
+"""The promises of SECURITY.md."""
 
 import ast
 import gzip
@@ -22,7 +22,7 @@ UNSAFE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "tor
 
 
 def dangers(tree: ast.AST) -> Iterator[str]:
-    """What could run a stranger's code."""
+    """Calls and imports that could run untrusted code."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = {alias.name.partition(".")[0] for alias in node.names}
@@ -38,7 +38,7 @@ def dangers(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_nothing_in_the_package_runs_what_it_reads(path: Path) -> None:
+def test_the_package_does_not_run_untrusted_code(path: Path) -> None:
     assert list(dangers(ast.parse(path.read_text()))) == []
 
 
@@ -56,7 +56,7 @@ def test_nothing_in_the_package_runs_what_it_reads(path: Path) -> None:
         "subprocess.run(line, shell=True)",
     ],
 )
-def test_such_things_would_be_found(code: str) -> None:
+def test_dangerous_code_would_be_found(code: str) -> None:
     assert list(dangers(ast.parse(code)))
 
 
@@ -69,7 +69,7 @@ def test_such_things_would_be_found(code: str) -> None:
         "model: MLP\ntrainer: {callbacks: [{class_path: subprocess.Popen, init_args: {args: [touch, executed]}}]}",
     ],
 )
-def test_a_config_calls_nothing_but_what_fits_its_place(text: str, fails: Callable[..., str]) -> None:
+def test_a_config_cannot_call_arbitrary_functions(text: str, fails: Callable[..., str]) -> None:
     Path("config.yaml").write_text(text)
     fails("fit", "--config", "config.yaml")
     assert not Path("executed").exists()
@@ -80,7 +80,7 @@ def idx(array: np.ndarray) -> bytes:
     return gzip.compress(header + array.astype(np.uint8).tobytes())
 
 
-def test_paths_in_an_archive_lead_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_in_an_archive_cannot_leave_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, packed = tmp_path / "deep" / "root", tmp_path / "gzip.zip"
     with zipfile.ZipFile(packed, "w") as archive:
         for name in _EMNIST:
@@ -97,6 +97,6 @@ def test_paths_in_an_archive_lead_nowhere_else(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.rglob("evil.py"))
     assert sorted(path.name for path in (root / "EMNIST" / "raw").iterdir()) == sorted(["MD5SUMS", *_EMNIST])
     with packed.open("ab") as file:
-        file.write(b"not what the checksum is of")
+        file.write(b"changes the checksum")
     with pytest.raises(ValueError, match="File not found or corrupted"):
         fetch("emnist_digits", tmp_path / "other")

@@ -1,24 +1,24 @@
-"""Random distortions of whole batches, of images and of graphs, on the device that the batch is on."""
+"""Random augmentation of whole batches of images or graphs, on the device of the batch."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
-from math import inf, radians
+from math import radians
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from mnist_lightning.data.appearance import Appearance
+from mnist_lightning.data.appearance import Appearance, check_ranges
 from mnist_lightning.errors import InputError
 
-_GRID = 4  # displacements are drawn on a 4x4 grid and interpolated to every pixel
+_GRID = 4  # side of the coarse grid of elastic displacements
 _CORNERS = 4
-_AFFINE = 5  # random numbers that an affine map takes: rotation, scale, shear, two shifts
+_AFFINE = 5  # random numbers per affine map: rotation, scale, shear, two shifts
 
 
 @lru_cache(maxsize=8)
 def _basis(side: int, device: torch.device) -> Tensor:
-    """[3 + 16, side * side]: x, y and 1 of every pixel, then each grid point's bicubic weight in every pixel."""
+    """[3 + 16, side * side]: x, y and 1 for each pixel, then the bicubic weight of each grid point at each pixel."""
     centres = (torch.arange(side) + 0.5) * (2 / side) - 1
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     points = torch.eye(_GRID * _GRID).view(-1, 1, _GRID, _GRID)
@@ -27,32 +27,32 @@ def _basis(side: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _between_corners(device: torch.device) -> Tensor:
-    """[4, 16]: each corner's bilinear weight in every grid point."""
+def _corner_weights(device: torch.device) -> Tensor:
+    """[4, 16], the bilinear weight of each corner at each grid point."""
     corners = torch.eye(_CORNERS).view(-1, 1, 2, 2)
     return F.interpolate(corners, size=(_GRID, _GRID), mode="bilinear", align_corners=True).flatten(1).to(device)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random affine map, an elastic distortion and a change of looks, drawn anew for every image.
+    """Random affine map, elastic distortion and appearance change, independent for each image.
 
-    The random numbers (`draw`) are apart from their use (`__call__`): they are drawn on the CPU with a seeded
-    generator, so that an augmented batch does not depend on the device that distorts it.
+    `draw` samples the random numbers and `__call__` applies them. `draw` uses a seeded generator on the CPU, so an
+    augmented batch does not depend on its device.
 
-    Elastic distortion is that of Simard et al. 2003 ("Best practices for convolutional neural networks applied to
-    visual document analysis", section 2), with the smooth field made as in Ronneberger et al. 2015 ("U-Net",
-    section 3.1): normal displacements on a coarse grid, interpolated bicubically.
+    The elastic distortion follows Simard et al. 2003 ("Best practices for convolutional neural networks applied to
+    visual document analysis", section 2). Its smooth field follows Ronneberger et al. 2015 ("U-Net", section 3.1):
+    normal displacements on a coarse grid, interpolated bicubically.
 
     Args:
-        rotate: Largest rotation, in degrees, either way.
-        scale: Largest relative change of size.
-        shear: Largest horizontal shear, as the shift of a row per row.
-        shift: Largest shift along each axis, as a share of the image's side.
-        elastic: Standard deviation of the elastic displacement, in pixels. 0 turns it off.
-        corners: Standard deviation of the displacement of the picture's corners, each its own, in pixels; what is
-            between them follows.
-        appearance: Changes of how the digits look; null for none.
+        rotate: Maximum rotation in degrees, in either direction.
+        scale: Maximum relative change of size.
+        shear: Maximum horizontal shear, as horizontal shift per unit of height.
+        shift: Maximum shift along each axis, as a fraction of the image's side.
+        elastic: Standard deviation of the elastic displacement in pixels, 0 for none.
+        corners: Standard deviation of the displacement of each image corner in pixels, 0 for none. Displacements
+            between the corners are interpolated bilinearly.
+        appearance: Random changes of the image's appearance, or null for none.
 
     Example:
         >>> augmentation = Augmentation(rotate=15)
@@ -73,15 +73,16 @@ class Augmentation:
         _check_ranges(self)
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        """Draws the random numbers of `count` images.
+        """Draws random numbers for `count` images.
 
         Args:
             count: Number of images B.
-            generator: A CPU generator; the same state gives the same distortions.
+            generator: CPU generator. The same state gives the same distortions.
 
         Returns:
-            Float tensor [B, K]: five numbers, uniform in [-1, 1), for the affine map; then normal ones for the elastic
-            distortion (32) and for the corners (8), and those of the appearance, where these are on.
+            Float [B, K]. The first 5 columns are uniform in [-1, 1), for the affine map. The next are normal: 32 for
+            the elastic distortion and 8 for the corners. The numbers for the appearance come last. A distortion that
+            is off has no columns.
         """
         parts = [torch.rand(count, _AFFINE, generator=generator) * 2 - 1]
         if self.elastic:
@@ -92,19 +93,19 @@ class Augmentation:
             parts.append(self.appearance.draw(count, generator))
         return torch.cat(parts, dim=1)
 
-    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Distorts each image by its own map, then changes its looks; what comes from outside the image is black.
+    def __call__(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Distorts each image, then changes its appearance. Pixels from outside the image are black.
 
         Args:
             images: Float [B, 1, S, S].
-            drawn: What `draw(B, ...)` returned, on any device.
+            noise: Output of `draw(B, ...)`, on any device.
 
         Returns:
             Float [B, 1, S, S].
         """
         side = images.shape[-1]
         sizes = [_AFFINE, 2 * _GRID * _GRID * (self.elastic > 0), 2 * _CORNERS * (self.corners > 0)]
-        affine, elastic, corners, looks = torch.split(drawn.to(images), [*sizes, drawn.shape[1] - sum(sizes)], dim=1)
+        affine, elastic, corners, rest = torch.split(noise.to(images), [*sizes, noise.shape[1] - sum(sizes)], dim=1)
         weights = self._inverse_maps(affine)
         if self.elastic or self.corners:
             displacements = weights.new_zeros(len(weights), 2, _GRID * _GRID)
@@ -112,17 +113,17 @@ class Augmentation:
                 displacements = displacements + self.elastic * elastic.view_as(displacements)
             if self.corners:
                 moved = self.corners * corners.view(-1, 2, _CORNERS)
-                displacements = displacements + moved @ _between_corners(images.device)
-            # In the unit of grid_sample, where the image's side is 2.
+                displacements = displacements + moved @ _corner_weights(images.device)
+            # grid_sample measures the image's side as 2.
             weights = torch.cat([weights, displacements * (2 / side)], dim=2)
         basis = _basis(side, images.device)[: weights.shape[2]]
-        # One matrix product for all coordinates of all images: 5 times as fast as F.affine_grid on a CPU.
+        # One matrix product for all coordinates of all images is 5x faster than F.affine_grid on a CPU.
         grid = (weights.flatten(0, 1) @ basis).view(-1, 2, side, side).permute(0, 2, 3, 1)
         distorted = F.grid_sample(images, grid, align_corners=False)
-        return distorted if self.appearance is None else self.appearance(distorted, looks)
+        return distorted if self.appearance is None else self.appearance(distorted, rest)
 
     def _inverse_maps(self, unit: Tensor) -> Tensor:
-        """[B, 2, 3] affine maps from where a pixel lands to where it is taken from."""
+        """[B, 2, 3] affine maps from output coordinates to input coordinates."""
         angle, scale, shear, shift_x, shift_y = unit.unbind(dim=1)
         linear = _linear_maps(angle * radians(self.rotate), 1 / (1 + scale * self.scale), shear * self.shear)
         shift = torch.stack([shift_x, shift_y], dim=1) * (2 * self.shift)
@@ -131,23 +132,23 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class PositionAugmentation:
-    """A random affine map of the nodes' positions in each graph, and noise.
+    """Random affine map and jitter of node positions, and a random change of intensity, for each graph.
 
-    What a model computes from the positions, such as the lengths of edges, changes with them; the edges stay.
+    Edges stay the same. Features that a model computes from positions, such as edge lengths, change.
 
     Args:
-        rotate: Largest rotation, in degrees, either way.
-        scale: Largest relative change of size.
-        shear: Largest horizontal shear, as the shift of a row per row.
-        shift: Largest shift along each axis, as a share of the image's side.
-        jitter: Standard deviation of each node's own displacement, as a share of the image's side.
-        intensity: Largest relative change of a graph's intensities.
+        rotate: Maximum rotation in degrees, in either direction.
+        scale: Maximum relative change of size.
+        shear: Maximum horizontal shear, as horizontal shift per unit of height.
+        shift: Maximum shift along each axis, as a fraction of the image's side.
+        jitter: Standard deviation of the independent displacement of each node, as a fraction of the image's side.
+        intensity: Maximum relative change of the intensities of a graph.
 
     Example:
         >>> augmentation = PositionAugmentation(jitter=0)
-        >>> drawn = augmentation.draw(1, 3, torch.Generator().manual_seed(0))
+        >>> noise = augmentation.draw(1, 3, torch.Generator().manual_seed(0))
         >>> x, pos, batch = torch.ones(3, 2), torch.full((3, 2), 0.5), torch.zeros(3, dtype=torch.long)
-        >>> augmentation(x, pos, batch, drawn)[1].shape
+        >>> augmentation(x, pos, batch, noise)[1].shape
         torch.Size([3, 2])
     """
 
@@ -162,12 +163,12 @@ class PositionAugmentation:
         _check_ranges(self)
 
     def draw(self, graphs: int, nodes: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Draws the random numbers of a batch.
+        """Draws random numbers for a batch.
 
         Args:
             graphs: Number of graphs B.
-            nodes: Number of all their nodes N.
-            generator: A CPU generator; the same state gives the same distortions.
+            nodes: Total number of nodes N.
+            generator: CPU generator. The same state gives the same distortions.
 
         Returns:
             Float [B, 6], uniform in [-1, 1), and float [N, 2], normal.
@@ -175,22 +176,22 @@ class PositionAugmentation:
         uniform = torch.rand(graphs, _AFFINE + 1, generator=generator) * 2 - 1
         return uniform, torch.randn(nodes, 2, generator=generator)
 
-    def __call__(self, x: Tensor, pos: Tensor, batch: Tensor, drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps each graph's positions about the image's centre.
+    def __call__(self, x: Tensor, pos: Tensor, batch: Tensor, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Transforms the node positions of each graph about the image centre, and scales its intensities.
 
         Args:
-            x: Float [N, F], the intensity first.
+            x: Float [N, F], node features with the intensity first.
             pos: Float [N, 2], row and column in [0, 1].
-            batch: int64 [N], each node's graph.
-            drawn: What `draw(B, N, ...)` returned, on any device.
+            batch: int64 [N], graph of each node.
+            noise: Output of `draw(B, N, ...)`, on any device.
 
         Returns:
-            `x` and `pos`, both new.
+            New tensors `x` and `pos`.
         """
-        uniform, normal = drawn[0].to(pos), drawn[1].to(pos)
+        uniform, normal = noise[0].to(pos), noise[1].to(pos)
         angle, scale, shear, *shifts, intensity = uniform.unbind(dim=1)
         linear = _linear_maps(angle * radians(self.rotate), 1 + scale * self.scale, shear * self.shear)
-        # Rows and columns for x and y: a map of (x, y) with its axes exchanged.
+        # The maps use (x, y); positions use (row, column).
         linear = linear.flip(1, 2)[batch]
         centred = pos - 0.5
         mapped = linear[:, :, 0] * centred[:, :1] + linear[:, :, 1] * centred[:, 1:]
@@ -201,17 +202,12 @@ class PositionAugmentation:
 
 
 def _check_ranges(augmentation: Augmentation | PositionAugmentation) -> None:
-    for field in fields(augmentation):
-        value = getattr(augmentation, field.name)
-        if not isinstance(value, (int, float)):
-            continue  # the appearance, which checks itself
-        if not 0 <= value < inf:
-            raise InputError(f"augment.{field.name} is {value}; it is a range, 0 or more")
+    check_ranges(augmentation, "augment")
     if augmentation.scale >= 1:
-        raise InputError(f"augment.scale is {augmentation.scale}; it is a relative change of size, below 1")
+        raise InputError(f"augment.scale must be below 1, got {augmentation.scale}")
 
 
 def _linear_maps(angle: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
-    """[B, 2, 2] maps of (x, y): a shear along x, then a rotation and a change of size; angles in radians."""
+    """[B, 2, 2] maps of (x, y): shear along x, then rotation and scaling. Angles are in radians."""
     cos, sin = angle.cos() * scale, angle.sin() * scale
     return torch.stack([cos, sin + shear * cos, -sin, cos - shear * sin], dim=1).view(-1, 2, 2)

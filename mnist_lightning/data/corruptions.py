@@ -1,9 +1,9 @@
-"""The 15 corruptions of MNIST-C, a whole batch at a time, each at five severities.
+"""The 15 corruptions of MNIST-C at five severities each, applied to whole batches.
 
-From N. Mu and J. Gilmer 2019 ("MNIST-C: A Robustness Benchmark for Computer Vision"), with the parameters of
-the code that the public files were made with, its quirks included, where they show: `glass_blur` blurs along the
-columns only, and `shear` also shortens. The four corruptions that have one severity there (`stripe`, `dotted_line`,
-`zigzag`, `canny_edges`) have four more here.
+Source: N. Mu and J. Gilmer 2019 ("MNIST-C: A Robustness Benchmark for Computer Vision"). Parameters and quirks follow
+the code that made the public files. `glass_blur` blurs along the columns only. `shear` also stretches: the digit
+becomes 1.086 times taller at the published severity and 1.85 times taller at severity 5. MNIST-C has one severity of
+`stripe`, `dotted_line`, `zigzag` and `canny_edges`; this module adds four.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -25,25 +25,25 @@ from mnist_lightning.errors import InputError, one_line, suggestion
 Images = NDArray[np.float32]  # [N, 28, 28] in [0, 1]
 
 _SIDE = 28
-_AT_ONCE = 500  # images; the height maps of `fog` take 131 MB then
+_CHUNK = 500  # images; limits the height maps of `fog` to 131 MB
 
 
 def corrupt(images: Tensor, corruption: str, severity: int | None = None, seed: int = 0) -> Tensor:
-    """Corrupts images, always in the same way for the same seed.
+    """Applies one corruption to a batch of images. The same seed gives the same result.
 
-    The random numbers are the same for all severities, so that one image's lines or noise only become worse.
+    All severities use the same random numbers, so a higher severity makes the same lines or noise worse.
 
     Args:
-        images: uint8 [N, 28, 28], light on dark.
-        corruption: One of `CORRUPTIONS`.
-        severity: 1 to 5, or 0 for the images as they are; None for the one that MNIST-C's files have (`PUBLISHED`).
-        seed: Of all random numbers.
+        images: Images, uint8 [N, 28, 28], light on dark.
+        corruption: Name of the corruption, one of `CORRUPTIONS`.
+        severity: Severity from 1 to 5, 0 for no change, or None for the severity of the public files (`PUBLISHED`).
+        seed: Seed of all random numbers.
 
     Returns:
-        uint8 [N, 28, 28].
+        Corrupted images, uint8 [N, 28, 28].
 
     Raises:
-        InputError: If there is no such corruption or severity, or these are no such images.
+        InputError: If the corruption or the severity is unknown, or the images have another type or shape.
 
     Example:
         >>> digits = torch.zeros(2, 28, 28, dtype=torch.uint8)
@@ -53,38 +53,38 @@ def corrupt(images: Tensor, corruption: str, severity: int | None = None, seed: 
         0
     """
     if corruption not in _CORRUPTIONS:
-        known = f"there are {', '.join(CORRUPTIONS)}"
-        raise InputError(f"unknown corruption {corruption!r}; {known}{suggestion(corruption, CORRUPTIONS)}")
+        known = f"expected one of {', '.join(CORRUPTIONS)}"
+        raise InputError(f"unknown corruption {corruption!r}, {known}{suggestion(corruption, CORRUPTIONS)}")
     if images.dtype != torch.uint8 or images.shape[1:] != (_SIDE, _SIDE):
         shape = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
-        raise InputError(f"corruptions take uint8 [N, 28, 28], not {shape}")
-    chosen = _CORRUPTIONS[corruption]
-    severity = chosen.published if severity is None else severity
-    if not 0 <= severity <= len(chosen.parameters):
-        raise InputError(f"severity is {severity}; it must be 0 to {len(chosen.parameters)}")
+        raise InputError(f"images must be uint8 [N, 28, 28], got {shape}")
+    apply, parameters, published = _CORRUPTIONS[corruption]
+    severity = published if severity is None else severity
+    if not 0 <= severity <= len(parameters):
+        raise InputError(f"severity must be 0 to {len(parameters)}, got {severity}")
     if severity == 0 or not len(images):
         return images.clone()
-    parts = []
-    for start in range(0, len(images), _AT_ONCE):
-        part = images[start : start + _AT_ONCE].cpu().numpy().astype(np.float32) / 255
+    chunks = []
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK].cpu().numpy().astype(np.float32) / 255
         random = np.random.default_rng(mixed_seed(seed, CORRUPTIONS.index(corruption), start))
-        corrupted = chosen.apply(part, random, *chosen.parameters[severity - 1])
-        parts.append(torch.from_numpy((corrupted * 255).round().clip(0, 255).astype(np.uint8)))
-    return torch.cat(parts).to(images.device)
+        corrupted = apply(chunk, random, *parameters[severity - 1])
+        chunks.append(torch.from_numpy((corrupted * 255).round().clip(0, 255).astype(np.uint8)))
+    return torch.cat(chunks).to(images.device)
 
 
 def read_mnist_c(corruption: str, root: str | Path | None = None) -> tuple[Tensor, Tensor]:
-    """Reads the public test images of one corruption, from `ROOT/mnist_c/CORRUPTION/test_{images,labels}.npy`.
+    """Reads the public test images of one corruption from `ROOT/mnist_c/CORRUPTION/test_{images,labels}.npy`.
 
     Args:
-        corruption: One of `CORRUPTIONS`, or `identity`.
+        corruption: Name of the corruption, one of `CORRUPTIONS` or `identity`.
         root: Folder of the data; see `data_root`.
 
     Returns:
         Images, uint8 [10000, 28, 28], and labels, int64 [10000].
 
     Raises:
-        InputError: If the files are not there or not what they should be.
+        InputError: If the files do not exist, are damaged, or have the wrong type or shape.
     """
     folder = data_root(root) / "mnist_c" / corruption
     arrays = []
@@ -94,71 +94,79 @@ def read_mnist_c(corruption: str, root: str | Path | None = None) -> tuple[Tenso
             arrays.append(np.load(path, allow_pickle=False))
         except FileNotFoundError:
             raise InputError(
-                f"there is no {path}: unpack mnist_c.zip (https://zenodo.org/records/3239543) in {data_root(root)}"
+                f"there is no {path}; unpack mnist_c.zip (https://zenodo.org/records/3239543) in {data_root(root)}"
             ) from None
-        except Exception as error:  # a damaged file can raise anything
+        except Exception as error:  # damaged files raise many exception types
             raise InputError(f"{path} is damaged: {one_line(error)}") from error
     images, labels = arrays
     if images.dtype != np.uint8 or images.shape != (len(labels), _SIDE, _SIDE, 1) or labels.ndim != 1:
-        raise InputError(f"{folder} holds {images.dtype} {list(images.shape)} for labels {list(labels.shape)}")
+        shapes = f"images {images.dtype} {list(images.shape)} and labels {list(labels.shape)}"
+        raise InputError(f"{folder} holds {shapes}, expected uint8 [N, 28, 28, 1] and [N]")
     return torch.from_numpy(images[..., 0]), torch.from_numpy(labels.astype(np.int64))
 
 
 def _shot_noise(images: Images, random: np.random.Generator, photons: float) -> Images:
-    """Counts so few photons that chance shows: Poisson's distribution."""
+    """Shot noise of a low photon count, Poisson-distributed."""
     return random.poisson(images * photons).astype(np.float32) / photons
 
 
 def _impulse_noise(images: Images, random: np.random.Generator, share: float) -> Images:
-    """A share of the pixels turns black or white."""
-    drawn = random.random(images.shape, np.float32)
-    return np.where(drawn < share / 2, 0, np.where(drawn < share, 1, images)).astype(np.float32)
+    """Turns a share of the pixels black or white."""
+    noise = random.random(images.shape, np.float32)
+    return np.where(noise < share / 2, 0, np.where(noise < share, 1, images)).astype(np.float32)
 
 
 def _glass_blur(images: Images, random: np.random.Generator, sigma: float, distance: int, iterations: int) -> Images:
-    """Exchanges pixels with near ones, one after the other, between two blurs."""
+    """Swaps pixels with neighbours, one after the other, between two blurs."""
     from scipy.ndimage import gaussian_filter1d
 
     blurred: Images = np.floor(255 * gaussian_filter1d(images, sigma, axis=1, mode="nearest"))
-    places = range(_SIDE - distance, distance, -1)
-    every = np.arange(len(images))
+    positions = range(_SIDE - distance, distance, -1)
+    image = np.arange(len(images))
     for _ in range(iterations):
-        for row in places:
-            # One draw for a row of pixels of all images; which still change places one after the other.
-            moved = random.random((len(places), len(images))) < 0.5
-            steps = random.integers(-distance, distance, size=(2, len(places), len(images))) * moved
-            for index, column in enumerate(places):
-                there = (every, row + steps[0, index], column + steps[1, index])
-                here = blurred[:, row, column].copy()
-                blurred[:, row, column] = blurred[there]
-                blurred[there] = here
+        for row in positions:
+            # Random numbers are drawn row by row for all images, but pixels are swapped one at a time.
+            moved = random.random((len(positions), len(images))) < 0.5
+            steps = random.integers(-distance, distance, size=(2, len(positions), len(images))) * moved
+            for index, column in enumerate(positions):
+                neighbour = (image, row + steps[0, index], column + steps[1, index])
+                pixel = blurred[:, row, column].copy()
+                blurred[:, row, column] = blurred[neighbour]
+                blurred[neighbour] = pixel
     frosted: Images = gaussian_filter1d(blurred / 255, sigma, axis=1, mode="nearest")
     return frosted
 
 
 def _motion_blur(images: Images, random: np.random.Generator, radius: int, sigma: float) -> Images:
-    """Smears along a line within 45 degrees of the rows, to one side, with weights of half a Gaussian.
+    """Blurs along a line within 45 degrees of the rows, to one side, with the weights of half a Gaussian.
 
-    Takes whole pixels, as ImageMagick does.
+    Samples whole pixels, as ImageMagick does.
     """
+    # The original floors the result (`floor(255 x + 1e-4)`), but `corrupt` rounds it.
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     angles = np.radians(random.uniform(-45, 45, size=len(images)))
     directions = np.stack([np.sin(angles), np.cos(angles)], axis=1)
     offsets = np.ceil(directions[:, :, None] * steps - 0.5).astype(int)  # [N, 2, steps]
-    every, pixel = np.arange(len(images))[:, None, None], np.arange(_SIDE)
+    image, pixel = np.arange(len(images))[:, None, None], np.arange(_SIDE)
     blurred = np.zeros_like(images)
     for step, weight in enumerate(weights / weights.sum()):
         rows, columns = (np.clip(pixel + offsets[:, axis, step, None], 0, _SIDE - 1) for axis in (0, 1))
-        blurred += np.float32(weight) * images[every, rows[:, :, None], columns[:, None, :]]
+        blurred += np.float32(weight) * images[image, rows[:, :, None], columns[:, None, :]]
     return blurred
 
 
-def _warped(images: Images, maps: NDArray[np.floating[Any]]) -> Images:
-    """Takes each pixel from where `maps`, [N, 2, 3], sends its (x, y, 1); from the centre, a pixel is 2 / 27."""
-    pictures = torch.from_numpy(images).unsqueeze(1)
-    grid = affine_grid(torch.from_numpy(maps.astype(np.float32)), list(pictures.shape), align_corners=True)
-    return grid_sample(pictures, grid, align_corners=True).squeeze(1).numpy()
+def _warped(images: Images, *matrix: ArrayLike) -> Images:
+    """Warps images by the six entries of a 2x3 affine matrix in row order, each a number or [N] numbers.
+
+    The matrix is the inverse map, from (x, y, 1) in the output to (x, y) in the input. The origin is the centre and a
+    pixel is 2 / 27.
+    """
+    batch = torch.from_numpy(images).unsqueeze(1)
+    entries = np.stack([np.broadcast_to(entry, len(images)) for entry in matrix], axis=1)
+    maps = torch.from_numpy(entries.reshape(-1, 2, 3).astype(np.float32))
+    grid = affine_grid(maps, list(batch.shape), align_corners=True)
+    return grid_sample(batch, grid, align_corners=True).squeeze(1).numpy()
 
 
 def _signs(images: Images, random: np.random.Generator, axes: int) -> NDArray[np.int64]:
@@ -166,47 +174,43 @@ def _signs(images: Images, random: np.random.Generator, axes: int) -> NDArray[np
 
 
 def _shear(images: Images, random: np.random.Generator, angle: float) -> Images:
-    """Slants the columns by an angle, either way."""
+    """Slants the columns by an angle in either direction. The digit becomes 1 / cos(angle) times taller."""
     angles = angle * _signs(images, random, 1)[0]
-    zero, one = np.zeros(len(images)), np.ones(len(images))
-    return _warped(images, np.array([[one, -np.sin(angles), zero], [zero, np.cos(angles), zero]]).transpose(2, 0, 1))
+    return _warped(images, 1, -np.sin(angles), 0, 0, np.cos(angles), 0)
 
 
 def _scale(images: Images, random: np.random.Generator, size: float) -> Images:
-    """Makes the digit smaller."""
-    return _warped(images, np.tile(np.array([[1 / size, 0, 0], [0, 1 / size, 0]]), (len(images), 1, 1)))
+    """Shrinks the digit."""
+    return _warped(images, 1 / size, 0, 0, 0, 1 / size, 0)
 
 
 def _rotate(images: Images, random: np.random.Generator, angle: float) -> Images:
-    """Rotates by an angle, either way."""
+    """Rotates by an angle in either direction."""
     angles = angle * _signs(images, random, 1)[0]
-    cos, sin, zero = np.cos(angles), np.sin(angles), np.zeros(len(images))
-    return _warped(images, np.array([[cos, -sin, zero], [sin, cos, zero]]).transpose(2, 0, 1))
+    cos, sin = np.cos(angles), np.sin(angles)
+    return _warped(images, cos, -sin, 0, sin, cos, 0)
 
 
-def _brightness(images: Images, random: np.random.Generator, more: float) -> Images:
-    """Makes all pixels brighter."""
-    brighter: Images = np.clip(images + np.float32(more), 0, 1)
+def _brightness(images: Images, random: np.random.Generator, offset: float) -> Images:
+    """Adds an offset to all pixels."""
+    brighter: Images = np.clip(images + np.float32(offset), 0, 1)
     return brighter
 
 
 def _translate(images: Images, random: np.random.Generator, pixels: int) -> Images:
-    """Shifts along both axes, either way along each."""
+    """Shifts along both axes, each in either direction."""
     shifts = pixels * 2 / (_SIDE - 1) * _signs(images, random, 2)
-    zero, one = np.zeros(len(images)), np.ones(len(images))
-    return _warped(images, np.array([[one, zero, shifts[0]], [zero, one, shifts[1]]]).transpose(2, 0, 1))
+    return _warped(images, 1, 0, shifts[0], 0, 1, shifts[1])
 
 
 def _stripe(images: Images, random: np.random.Generator, columns: int) -> Images:
-    """Inverts columns at the left and at the right."""
-    striped = images.copy()
-    for edge in (slice(columns), slice(_SIDE - columns, None)):
-        striped[:, :, edge] = 1 - striped[:, :, edge]
-    return striped
+    """Inverts columns at the left and the right edge."""
+    column = np.arange(_SIDE)
+    return np.where((column < columns) | (column >= _SIDE - columns), 1 - images, images)
 
 
 def _fog(images: Images, random: np.random.Generator, thickness: float, decay: float) -> Images:
-    """Lays a cloud over the digit: a corner of a fractal height map."""
+    """Adds a cloud, the corner of a fractal height map."""
     brightest = images.max(axis=(1, 2), keepdims=True)
     clouds = _height_maps(len(images), random, decay)
     foggy: Images = (images + np.float32(thickness) * clouds) * brightest / (brightest + np.float32(thickness))
@@ -216,25 +220,25 @@ def _fog(images: Images, random: np.random.Generator, thickness: float, decay: f
 def _height_maps(count: int, random: np.random.Generator, decay: float, side: int = 256) -> Images:
     """Corners [count, 28, 28] of height maps [count, side, side] in [0, 1], by the diamond-square algorithm.
 
-    The map is a torus. Each step halves the distance between the points, and what is added to the mean of the four
-    nearest falls by the square of `decay`.
+    The map is a torus. Each point is the mean of its four neighbours plus noise. Each step halves the distance between
+    points and divides the amplitude of the noise by the square of `decay`.
     """
     heights = np.zeros((count, side, side), np.float32)
     amplitude, step = 100.0, side
 
-    def moved(four: Images) -> Images:
-        noise = random.random(four.shape, np.float32) * 2 - 1
-        return four / 4 + np.float32(amplitude**2) * noise
+    def displaced(total: Images) -> Images:
+        noise = random.random(total.shape, np.float32) * 2 - 1
+        return total / 4 + np.float32(amplitude**2) * noise
 
     while step >= 2:
         half = step // 2
         corners = heights[:, ::step, ::step]
         pairs = corners + np.roll(corners, -1, axis=1)
-        middles = moved(pairs + np.roll(pairs, -1, axis=2))
+        middles = displaced(pairs + np.roll(pairs, -1, axis=2))
         heights[:, half::step, half::step] = middles
         down, right = np.roll(corners, -1, axis=1), np.roll(corners, -1, axis=2)
-        heights[:, ::step, half::step] = moved(corners + right + middles + np.roll(middles, 1, axis=1))
-        heights[:, half::step, ::step] = moved(corners + down + middles + np.roll(middles, 1, axis=2))
+        heights[:, ::step, half::step] = displaced(corners + right + middles + np.roll(middles, 1, axis=1))
+        heights[:, half::step, ::step] = displaced(corners + down + middles + np.roll(middles, 1, axis=2))
         step, amplitude = half, amplitude / decay
     lowest = heights.min(axis=(1, 2), keepdims=True)
     highest = heights.max(axis=(1, 2), keepdims=True)
@@ -251,7 +255,7 @@ def _spatter(
     threshold: float,
     softness: float,
 ) -> Images:
-    """Covers the digit with drops of grey mud: where smoothed noise is high."""
+    """Covers the digit with grey drops, where smoothed noise exceeds a threshold."""
     from scipy.ndimage import gaussian_filter
 
     liquid = random.normal(mean, deviation, size=images.shape).astype(np.float32)
@@ -263,47 +267,49 @@ def _spatter(
 
 
 def _segments(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> Images:
-    """Draws the lines [..., 28, 28] through points with falling weights to the side, up to 2.3 pixels away.
+    """Draws lines through points, with an intensity that falls to zero 1.45 pixels away.
 
     Args:
-        x: Columns [..., P] of the points, increasing.
-        y: Rows [..., P].
+        x: Increasing columns of the points, [..., P].
+        y: Rows of the points, [..., P].
+
+    Returns:
+        Images of the lines, [..., 28, 28].
     """
     pixel = np.arange(_SIDE)
     left, right, top, bottom = (
         values[..., None, None] for values in (x[..., :-1], x[..., 1:], y[..., :-1], y[..., 1:])
     )
-    rows = top + (bottom - top) / (right - left) * (pixel - left)  # of the line, in each column
+    rows = top + (bottom - top) / (right - left) * (pixel - left)  # row of the line in each column
     distance = np.abs(pixel[:, None] - rows).clip(0, 2.3 - 1e-10)
     strength = (np.log(1 - distance / 2.3) + 1).clip(0, 1)
     inside = (pixel >= np.floor(left)) & (pixel < np.ceil(right))
-    drawn: Images = (strength * inside).sum(axis=-3).astype(np.float32)
-    return drawn
+    lines: Images = (strength * inside).sum(axis=-3).astype(np.float32)
+    return lines
 
 
 def _dotted_line(images: Images, random: np.random.Generator, lines: int) -> Images:
-    """Draws dotted lines from the left edge to the right."""
+    """Draws dotted lines from the left to the right edge."""
     ends = random.integers(0, _SIDE - 1, size=(5, len(images), 2))[:lines]
-    drawn = _segments(np.broadcast_to([0.0, _SIDE - 1], ends.shape), ends.astype(float))
-    dots = np.arange(_SIDE) // 2 % 2  # two columns without, two with
-    corrupted: Images = np.clip(images + drawn.sum(axis=0) * dots, 0, 1)
+    solid = _segments(np.broadcast_to([0.0, _SIDE - 1], ends.shape), ends.astype(float))
+    dots = np.arange(_SIDE) // 2 % 2  # two columns off, two columns on
+    corrupted: Images = np.clip(images + solid.sum(axis=0) * dots, 0, 1)
     return corrupted
 
 
 def _zigzag(images: Images, random: np.random.Generator, lines: int) -> Images:
-    """Draws zigzag lines from the left to the right."""
+    """Draws zigzag lines from left to right."""
     start = random.integers(0, _SIDE - 1, size=(5, len(images)))[:lines]
     rise = random.integers(-5, 5, size=(5, len(images)))[:lines]
-    all_lines = _all_zigzags()
-    corrupted: Images = np.clip(images + all_lines[start, rise].sum(axis=0), 0, 1)
+    corrupted: Images = np.clip(images + _all_zigzags()[start, rise].sum(axis=0), 0, 1)
     return corrupted
 
 
 @lru_cache(maxsize=1)
 def _all_zigzags() -> Images:
-    """Those of every first row (0 to 26) and rise (-5 to 4; the last five indices are the negative ones)."""
+    """Zigzag lines [27, 10, 28, 28] by first row (0 to 26) and rise (0 to 4, then -5 to -1)."""
     length, width, left, right = 2, 2, 2, 25
-    drawn = np.zeros((_SIDE - 1, 10, _SIDE, _SIDE), np.float32)
+    lines = np.zeros((_SIDE - 1, 10, _SIDE, _SIDE), np.float32)
     for rise in range(-5, 5):
         angle = np.arctan2(rise, right - left)
         distance = (right - left) / np.cos(angle)
@@ -314,12 +320,12 @@ def _all_zigzags() -> Images:
         x = left + along * np.cos(angle) - aside * np.sin(angle)
         y = along * np.sin(angle) + aside * np.cos(angle)
         for start in range(_SIDE - 1):
-            drawn[start, rise] = _segments(x, y + start)
-    return drawn
+            lines[start, rise] = _segments(x, y + start)
+    return lines
 
 
 def _canny_edges(images: Images, random: np.random.Generator, sigma: float) -> Images:
-    """Keeps the edges only (Canny 1986), of the digit blurred by `sigma` pixels."""
+    """Keeps only the edges (Canny 1986) of the digit blurred by `sigma` pixels."""
     from skimage.feature import canny
 
     return np.stack([canny(image, sigma) for image in images]).astype(np.float32)  # type: ignore[no-untyped-call]
@@ -327,8 +333,8 @@ def _canny_edges(images: Images, random: np.random.Generator, sigma: float) -> I
 
 class _Corruption(NamedTuple):
     apply: Callable[..., Images]
-    parameters: tuple[tuple[float, ...], ...]  # of severities 1 to 5
-    published: int  # the severity of the public files
+    parameters: tuple[tuple[float, ...], ...]  # for severities 1 to 5
+    published: int  # severity of the public files
 
 
 _CORRUPTIONS = {
@@ -360,4 +366,4 @@ _CORRUPTIONS = {
 }
 
 CORRUPTIONS: tuple[str, ...] = tuple(_CORRUPTIONS)
-PUBLISHED: Mapping[str, int] = MappingProxyType({name: chosen.published for name, chosen in _CORRUPTIONS.items()})
+PUBLISHED: Mapping[str, int] = MappingProxyType({name: each.published for name, each in _CORRUPTIONS.items()})

@@ -1,4 +1,4 @@
-"""MNIST and its relatives as batches of superpixel graphs."""
+"""Batches of superpixel graphs of MNIST-like images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,31 +15,31 @@ from mnist_lightning.data.public_superpixels import PUBLIC, read_public
 from mnist_lightning.data.sources import data_root
 from mnist_lightning.data.superpixels import SuperpixelGraphs, read_graphs, stored_graphs
 
-if TYPE_CHECKING:  # PyG takes seconds to import, which who trains on images need not wait for
+if TYPE_CHECKING:  # PyG is slow to import; image models don't need it
     from torch_geometric.data import Batch
 
 
 class RawGraphs(NamedTuple):
-    """What the DataLoader hands out, before `on_after_batch_transfer`.
+    """Batch as the DataLoader returns it, before `on_after_batch_transfer`.
 
     Attributes:
-        batch: The graphs as they are.
-        drawn: The augmentation's random numbers; None where the batch is not to be distorted.
+        batch: Graphs without augmentation.
+        noise: Random numbers for the augmentation, or None for a batch without augmentation.
     """
 
     batch: "Batch"
-    drawn: tuple[Tensor, Tensor] | None
+    noise: tuple[Tensor, Tensor] | None
 
 
 def batch_of(graphs: SuperpixelGraphs, rows: Tensor, labels: Tensor) -> "Batch":
-    """Some graphs as a PyG batch, straight from the flat tensors.
+    """Selects graphs as a PyG batch, directly from the flat tensors.
 
-    The same to the bit as `Batch.from_data_list` of one `Data` object a graph.
+    The result is bit-identical to `Batch.from_data_list` on one `Data` object per graph.
 
     Args:
-        graphs: Where to take them from.
-        rows: int64 [B], which.
-        labels: int64 [B], their classes.
+        graphs: Graphs to select from.
+        rows: int64 [B], indices of the selected graphs.
+        labels: int64 [B], their labels.
 
     Returns:
         A `Batch` with `x` [N, 2], `edge_index` [2, E], `y` [B], `pos` [N, 2], `segments` [B, 28, 28] and PyG's
@@ -52,8 +52,8 @@ def batch_of(graphs: SuperpixelGraphs, rows: Tensor, labels: Tensor) -> "Batch":
     first, count = node_slices[:-1], len(rows)
     graph = torch.arange(count).repeat_interleave(node_counts)
     node = torch.arange(len(graph)) + (graphs.node_ptr[rows] - first).index_select(0, graph)
-    # Slices, because an index for each of 77,000 edges takes ten times as long; NumPy's, because torch's take five
-    # times as long. And index_select, because square brackets take twice to ten times as long.
+    # Slicing is 10x faster than indexing 77,000 edges, and NumPy slices 5x faster than torch. Likewise, index_select
+    # is 2-10x faster than square brackets.
     all_edges, starts, ends = graphs.edges.numpy(), graphs.edge_ptr[rows].tolist(), graphs.edge_ptr[rows + 1].tolist()
     edges = np.concatenate([all_edges[:, start:end] for start, end in zip(starts, ends, strict=True)], axis=1)
     batch = Batch(
@@ -65,55 +65,50 @@ def batch_of(graphs: SuperpixelGraphs, rows: Tensor, labels: Tensor) -> "Batch":
     )
     batch.batch = graph
     batch.ptr = node_slices
-    # What lets PyG take the batch apart again.
-    each, none = torch.arange(count + 1), torch.zeros(count, dtype=torch.long)
+    # PyG needs these private fields to split the batch again.
+    unit, zero = torch.arange(count + 1), torch.zeros(count, dtype=torch.long)
     batch._num_graphs = count
-    batch._slice_dict = {"x": node_slices, "edge_index": edge_slices, "y": each, "pos": node_slices, "segments": each}
-    batch._inc_dict = {"x": none, "edge_index": first, "y": none, "pos": none, "segments": none}
+    batch._slice_dict = {"x": node_slices, "edge_index": edge_slices, "y": unit, "pos": node_slices, "segments": unit}
+    batch._inc_dict = {"x": zero, "edge_index": first, "y": zero, "pos": zero, "segments": zero}
     return batch
 
 
 class GraphBatches(Dataset[RawGraphs]):
-    """A split that hands out whole batches of graphs.
+    """Split that returns whole batches of graphs.
 
     Args:
         graphs: All graphs of the source.
-        rows: int64 [N], which of them belong to the split.
+        rows: int64 [N], indices of the graphs in this split.
         labels: int64 [N].
-        augmentation: Draws random numbers for every batch, if given.
-        seed: Decides those numbers, together with `epoch` and the batch's first index.
+        augment: Augmentation to draw random numbers for, or None.
+        seed: Seed of these random numbers, together with `epoch` and the first index of the batch.
     """
 
     def __init__(
-        self,
-        graphs: SuperpixelGraphs,
-        rows: Tensor,
-        labels: Tensor,
-        augmentation: PositionAugmentation | None,
-        seed: int,
+        self, graphs: SuperpixelGraphs, rows: Tensor, labels: Tensor, augment: PositionAugmentation | None, seed: int
     ) -> None:
-        self.graphs, self.rows, self.labels, self.augmentation, self.seed = graphs, rows, labels, augmentation, seed
+        self.graphs, self.rows, self.labels, self.augment, self.seed = graphs, rows, labels, augment, seed
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> RawGraphs:
-        """Returns the batch of these indices."""
+        """Returns the batch with these indices."""
         index = torch.tensor(indices)
         batch = batch_of(self.graphs, self.rows[index], self.labels[index])
-        drawn = None
-        if self.augmentation is not None:
+        noise = None
+        if self.augment is not None:
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch, indices[0]))
-            drawn = self.augmentation.draw(len(indices), len(batch.x), generator)
-        return RawGraphs(batch, drawn)
+            noise = self.augment.draw(len(indices), len(batch.x), generator)
+        return RawGraphs(batch, noise)
 
 
 class MNISTSuperpixelsDataModule(MNISTDataModule):
-    """Batches of superpixel graphs: PyG's `Batch` with `x`, `edge_index`, `pos`, `batch`, `y` and `segments`.
+    """Batches of superpixel graphs: a PyG `Batch` with `x`, `edge_index`, `pos`, `batch`, `y` and `segments`.
 
-    At the first use the graphs of all images are made, on all cores, and kept in one file below the data's root; it
-    is mapped to memory later. `batch_of` says what is in a batch.
+    The first use builds the graphs of all images on all CPU cores and caches them in one file in the data folder.
+    Later uses memory-map this file. See `batch_of` for the shapes.
 
         >>> data = MNISTSuperpixelsDataModule(source="digits", batch_size=64)
         >>> data.prepare_data()
@@ -123,48 +118,51 @@ class MNISTSuperpixelsDataModule(MNISTDataModule):
         (120, 2, 2)
 
     Args:
-        augment: Ranges of the random maps of the training graphs' positions; null for none.
-        **data: As in `MNISTDataModule`; `source` can also be `mnist_superpixels`, PyG's public graphs, where they are
-            on disk.
+        augment: Ranges of the random distortions of node positions in training graphs, or null for no augmentation.
+        **data: Arguments of `MNISTDataModule`. `source` can also be `mnist_superpixels`, PyG's public graphs, if they
+            are on disk.
+
+    Attributes:
+        graphs: Graphs of all images of the source, test images last. Available after `setup`.
 
     Raises:
-        InputError: If an argument cannot be right, or the source is unknown, absent or damaged.
+        InputError: If an argument is out of range, or the source is unknown, missing or damaged.
     """
 
     augment: PositionAugmentation | None  # type: ignore[assignment]
+    graphs: SuperpixelGraphs
 
     def __init__(self, augment: PositionAugmentation | None = None, **data: Any) -> None:
         super().__init__(**data)
         self.augment = augment
-        self._graphs: SuperpixelGraphs | None = None
 
     def prepare_data(self) -> None:
-        """Downloads what is not on disk, and makes the graphs; Lightning calls this in one process per machine."""
+        """Downloads the source and builds the graphs if needed. Lightning calls this in one process per machine."""
         super().prepare_data()
         super().setup("fit")
         self._open(build=True)
 
     def setup(self, stage: str) -> None:
-        """Reads the splits and opens the file of graphs; on every process."""
+        """Reads the splits and memory-maps the graphs, in every process."""
         super().setup(stage)
-        if self._graphs is None:
-            self._graphs = self._open(build=False)
+        if not hasattr(self, "graphs"):
+            self.graphs = self._open(build=False)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Maps the positions of a batch that is one to train on, on the device that it is on.
+        """Augments the node positions of training batches, on the device of the batch.
 
         Args:
-            batch: `RawGraphs`; anything else is returned as it is.
-            dataloader_idx: Lightning's; of no importance here.
+            batch: A `RawGraphs`. Anything else is returned unchanged.
+            dataloader_idx: Unused.
 
         Returns:
             A PyG `Batch`.
         """
         if not isinstance(batch, RawGraphs):
             return batch
-        graphs, drawn = batch
-        if drawn is not None and self.augment is not None:
-            graphs.x, graphs.pos = self.augment(graphs.x, graphs.pos, graphs.batch, drawn)
+        graphs, noise = batch
+        if noise is not None and self.augment is not None:
+            graphs.x, graphs.pos = self.augment(graphs.x, graphs.pos, graphs.batch, noise)
         return graphs
 
     def _dataset(self, split: str, augmented: bool) -> GraphBatches:
@@ -192,11 +190,5 @@ class MNISTSuperpixelsDataModule(MNISTDataModule):
         return read_graphs(stored_graphs(self.source, images, self._folders(), build))
 
     def _folders(self) -> list[Path]:
-        """Where the graphs may lie. A root that many share is often not one's own to write to."""
+        """Cache folders, `data` last because a shared root is often read-only."""
         return [root / "superpixels" for root in dict.fromkeys([data_root(self.root), Path("data")])]
-
-    @property
-    def graphs(self) -> SuperpixelGraphs:
-        """The graphs of all images of the source, the test images' last; call `setup` first."""
-        assert self._graphs is not None
-        return self._graphs

@@ -1,7 +1,7 @@
-"""Any picture of a handwritten digit as MNIST would have it: 28x28, light on dark, 20 pixels long, centred by mass.
+"""Converts a picture of a handwritten digit to MNIST format: 28x28, light on dark, 20 pixels long, centred by mass.
 
-LeCun et al. 1998 ("Gradient-based learning applied to document recognition", section III.A) describe what was done to
-MNIST's digits. What comes before it is ours: finding the ink, whatever the paper, the light and the pen.
+Scaling and centring follow LeCun et al. 1998 ("Gradient-based learning applied to document recognition", section
+III.A). The paper does not cover the earlier steps, which separate the ink from paper, light and background.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,65 +19,62 @@ from torch import Tensor
 from mnist_lightning.errors import InputError, one_line
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
-MOST_PIXELS = 64_000_000  # what a good telephone photographs; decoded it is 256 MB
-_LEAST_SIDE = 8  # pixels
-WORKING_SIDE = 400  # pixels of the longer side that a picture is looked at with
+MAX_PIXELS = 64_000_000  # resolution of a good phone camera; 256 MB once decoded
+_MIN_SIDE = 8  # pixels
+WORKING_SIDE = 400  # pixels; pictures are shrunk until their longer side fits
 
-_CELLS = 40  # along the longer side, when paper and light are looked at
-_WIDEST = 11  # cells; any stroke is narrower
+_CELLS = 40  # along the longer side, for fitting the light
+_MAX_STROKE = 11  # cells; wider structures are shadows
 
 Pixels = NDArray[np.float32]
 
 
 def open_picture(file: str | Path | bytes, name: str | None = None) -> Image.Image:
-    """Opens a picture that may be anything, upright.
+    """Opens an untrusted picture and turns it upright by its EXIF orientation.
 
     Args:
-        file: Path or content.
-        name: What to call it in messages; by default the path.
+        file: Path or content of the file.
+        name: Name of the picture in error messages; the path by default.
 
     Raises:
-        InputError: If it is not a picture, is damaged, or has more than 64 million pixels, of which none is decoded.
+        InputError: If the file does not exist, is not a picture, is damaged, or has more than 64 million pixels.
+            Pictures above that limit are not decoded.
     """
     name = name or ("the picture" if isinstance(file, bytes) else str(file))
     if not isinstance(file, bytes) and not Path(file).exists():
         raise InputError(f"there is no picture {name}")
     try:
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
+            if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            picture.draft("RGB", (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # a JPEG is decoded no larger than needed
+            picture.draft("RGB", (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # makes JPEG decode at a reduced size
             upright = ImageOps.exif_transpose(picture)
             upright.load()
             return upright
-    except Image.DecompressionBombError as error:  # Pillow's own limit comes before ours
-        raise InputError(
-            f"{name} has more than {MOST_PIXELS // 10**6} million pixels, and is not decoded: make it smaller"
-        ) from error
-    except Exception as error:  # Pillow raises a dozen kinds; after any of them this is no picture
-        why = "" if "cannot identify image file" in str(error) else f": {one_line(error, 100)}"
-        raise InputError(
-            f"{name} is no picture that can be read{why}; it must be one of {', '.join(FORMATS)}"
-        ) from error
+    except Image.DecompressionBombError as error:  # raised by Pillow's own limit, too
+        raise InputError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels; make it smaller") from error
+    except Exception as error:  # Pillow raises many exception types for damaged files
+        why = "" if "cannot identify image file" in str(error) else f" ({one_line(error, 100)})"
+        raise InputError(f"{name} cannot be read{why}; give a picture as {', '.join(FORMATS)}") from error
 
 
 def digit_of(picture: Image.Image, name: str = "the picture") -> Tensor:
-    """The digit on a picture, in MNIST's manner.
+    """Extracts the digit from a picture, in MNIST format.
 
-    A picture of 28x28 with a digit that already is so is taken as it is. Otherwise: what the light does is fitted and
-    taken away; ink is what differs from it, on the side on which most does; specks, what runs out of the picture and
-    ruled lines are left out; strokes thinner or thicker than MNIST's are thickened or thinned; the rest is brought to
-    20 pixels, its aspect kept, with its centre of mass in the centre.
+    A 28x28 picture that is already in MNIST format is returned unchanged. Any other picture passes four steps. The
+    light is fitted and subtracted. Ink is the larger deviation from it, on the dark or the light side. Specks, ruled
+    lines and parts cut off by the picture's edge are dropped. Strokes outside MNIST's range of thickness are thickened
+    or thinned, and the digit is scaled to 20 pixels with its aspect ratio kept, then centred by its mass.
 
     Args:
-        picture: Of any size and mode; dark on light or light on dark.
-        name: What to call it in messages.
+        picture: Picture of any size and mode, dark on light or light on dark.
+        name: Name of the picture in error messages.
 
     Returns:
-        uint8 [28, 28], light on dark.
+        Digit, uint8 [28, 28], light on dark.
 
     Raises:
-        InputError: If there is nothing on the picture, or it is too small.
+        InputError: If the picture is blank, too small, or has pixels that are not finite.
 
     Example:
         >>> from mnist_lightning.data.sources import read
@@ -86,85 +83,83 @@ def digit_of(picture: Image.Image, name: str = "the picture") -> Tensor:
         >>> (digit_of(on_paper).float() - seven).abs().mean() < 10
         tensor(True)
     """
-    if min(picture.size) < _LEAST_SIDE:
-        raise InputError(f"{name} has {picture.width} x {picture.height} pixels; a digit needs {_LEAST_SIDE} each way")
+    if min(picture.size) < _MIN_SIDE:
+        size = f"{picture.width} x {picture.height} pixels"
+        raise InputError(f"{name} has {size}; it needs at least {_MIN_SIDE} x {_MIN_SIDE}")
     if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
         raise InputError(f"{name} holds pixels that are not finite numbers")
     grey = _grey(picture)
-    if _is_mnist_like(grey):
+    if _is_mnist_format(grey):
         return torch.from_numpy((255 * grey).round().astype(np.uint8))
-    ink = _ink(grey)
-    mask = _digit(ink)
-    if mask is None:
-        ink = _filling_ink(grey)
-        mask = _digit(ink)
-    if mask is None:
-        raise InputError(f"{name} is blank: nothing on it is clearly darker or lighter than the rest")
-    return torch.from_numpy(_centred(_boxed(ink, mask)))
+    for subtract_paper in (_subtract_light, _subtract_border):
+        ink = subtract_paper(grey)
+        if (mask := _digit_mask(ink)) is not None:
+            return torch.from_numpy(_centred(_scaled(ink, mask)))
+    raise InputError(f"{name} is blank: no pixels stand out from the background")
 
 
 def _grey(picture: Image.Image) -> Pixels:
-    """Float32 [H, W] in [0, 1], the longer side at most `WORKING_SIDE`; what is transparent has the ink's opposite."""
-    if picture.mode.startswith(("I", "F")):  # 16 or 32 bits, which Pillow clips to 8 instead of scaling
+    """Float32 [H, W] in [0, 1], at most `WORKING_SIDE` long; transparent pixels become paper, opposite to the ink."""
+    if picture.mode.startswith(("I", "F")):  # Pillow clips 16 and 32 bits to 8 instead of scaling
         values = np.asarray(picture, dtype=np.float32)
         values = 255 * (values - values.min()) / max(float(np.ptp(values)), 1e-6)
         picture = Image.fromarray(values.astype(np.uint8))
     transparent = picture.mode in ("PA", "LA", "RGBA") or "transparency" in picture.info
     picture = picture.convert("RGBA" if transparent else "L")
-    shrunk = max(picture.size) / WORKING_SIDE
-    if shrunk > 1:
-        size = (max(1, round(picture.width / shrunk)), max(1, round(picture.height / shrunk)))
+    factor = max(picture.size) / WORKING_SIDE
+    if factor > 1:
+        size = (max(1, round(picture.width / factor)), max(1, round(picture.height / factor)))
         picture = picture.resize(size, Image.Resampling.BOX)
     if transparent:
         alpha = np.asarray(picture)[..., 3].astype(np.float32) / 255
         colour = np.asarray(picture.convert("RGB").convert("L")).astype(np.float32)
-        dark = (colour * alpha).sum() < 127.5 * alpha.sum()
-        seen = colour * alpha + (255 if dark else 0) * (1 - alpha)
-        return (seen / 255).astype(np.float32)
+        paper = 255 if (colour * alpha).sum() < 127.5 * alpha.sum() else 0
+        return ((colour * alpha + paper * (1 - alpha)) / 255).astype(np.float32)
     return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
 
-def _is_mnist_like(grey: Pixels) -> bool:
-    """Whether it is 28x28, black all around, 20 pixels long and centred by mass, within a pixel."""
+def _is_mnist_format(grey: Pixels) -> bool:
+    """Whether a picture is 28x28 on black, 18 to 22 pixels long, and centred by mass within 1.5 pixels."""
     if grey.shape != (28, 28) or not 0.01 < grey.mean() < 0.5:
         return False
-    rows, columns = (np.flatnonzero((grey > 0.02).any(axis=axis)) for axis in (1, 0))
-    long = max(np.ptp(rows), np.ptp(columns)) + 1
-    return bool(18 <= long <= 22 and max(abs(np.array(ndimage.center_of_mass(grey)) - 14)) <= 1.5)
+    offset = max(abs(np.array(ndimage.center_of_mass(grey)) - 14))
+    return bool(18 <= _length(_bounding_box(grey > 0.02)) <= 22 and offset <= 1.5)
 
 
-def _ink(grey: Pixels) -> Pixels:
-    """How much each pixel differs from the paper; positive where there is ink."""
+def _subtract_light(grey: Pixels) -> Pixels:
+    """Ink [H, W], positive: the deviation of each pixel from paper under a smoothly varying light."""
     height, width = grey.shape
-    # Means of cells, where there is less noise and less to compute; paper is what most of them show.
+    # Cell means have less noise and are faster to fit. Most cells show paper.
     step = max(1.0, max(height, width) / _CELLS)
     cells = _resized(grey, round(height / step), round(width / step))
     paper = np.full_like(cells, np.median(cells))
     basis = _polynomials(*cells.shape)
     for terms in (1, 3, 3, 6, 6, 6, 6):
-        away = cells - paper
-        weight = np.clip(1 - (away / (5 * max(_spread(away), 1 / 255))) ** 2, 0, None)  # Tukey's, its square root
-        found = np.linalg.lstsq((basis * weight)[:terms].reshape(terms, -1).T, (cells * weight).ravel(), rcond=None)[0]
-        paper = np.tensordot(found, basis[:terms], 1)
-    light = np.tensordot(found.astype(np.float32), _polynomials(height, width), 1)
-    away = grey - light
-    tails = np.clip(np.abs(away) - 3 * _spread(away), 0, None)
-    sign = 1 if (tails * np.sign(away)).sum() > 0 else -1
-    # Shadows have edges, which no polynomial follows: what is wider than any stroke is no ink.
-    shade = ndimage.grey_opening(sign * _resized(away, *cells.shape), _WIDEST)
-    shade = _resized(shade, height, width)
-    ink: Pixels = sign * away - shade
-    if sign < 0:  # shadow darkens ink and paper alike: what counts is the share of the light that is missing
-        bright = np.clip(light - shade, 0.1, None)
+        residual = cells - paper
+        # Square root of Tukey's biweight.
+        weight = np.clip(1 - (residual / (5 * max(_noise_level(residual), 1 / 255))) ** 2, 0, None)
+        terms_by_cell = (basis * weight)[:terms].reshape(terms, -1)
+        coefficients = np.linalg.lstsq(terms_by_cell.T, (cells * weight).ravel(), rcond=None)[0]
+        paper = np.tensordot(coefficients, basis[:terms], 1)
+    light = np.tensordot(coefficients.astype(np.float32), _polynomials(height, width), 1)
+    residual = grey - light
+    tails = np.clip(np.abs(residual) - 3 * _noise_level(residual), 0, None)
+    sign = 1 if (tails * np.sign(residual)).sum() > 0 else -1
+    # Polynomials cannot follow the edges of shadows, but shadows are wider than any stroke.
+    shadow = ndimage.grey_opening(sign * _resized(residual, *cells.shape), _MAX_STROKE)
+    shadow = _resized(shadow, height, width)
+    ink: Pixels = sign * residual - shadow
+    if sign < 0:  # shadow darkens ink and paper by the same factor, so measure ink relative to the light
+        bright = np.clip(light - shadow, 0.1, None)
         ink *= np.median(bright) / bright
     return ink
 
 
-def _filling_ink(grey: Pixels) -> Pixels:
-    """As `_ink`, of a picture so full of ink that only its edges show what is paper."""
-    edges = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    away = grey - np.median(edges)
-    ink: Pixels = away * np.sign(away.mean())
+def _subtract_border(grey: Pixels) -> Pixels:
+    """Like `_subtract_light`, for pictures so full of ink that only the border shows paper."""
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    residual = grey - np.median(border)
+    ink: Pixels = residual * np.sign(residual.mean())
     return ink
 
 
@@ -175,102 +170,103 @@ def _polynomials(height: int, width: int) -> Pixels:
 
 
 def _resized(values: Pixels, height: int, width: int) -> Pixels:
-    """Means where it gets smaller, linear interpolation where larger."""
-    way = Image.Resampling.BOX if height <= values.shape[0] else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(values).resize((max(1, width), max(1, height)), way))
+    """Shrinks by means, enlarges by linear interpolation."""
+    method = Image.Resampling.BOX if height <= values.shape[0] else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(values).resize((max(1, width), max(1, height)), method))
 
 
-def _spread(away: NDArray[np.floating[Any]]) -> float:
-    """Standard deviation of what is normal, from the lower quartile, so that as much as half the picture may be ink."""
-    some = away.ravel()[:: max(1, away.size // 10_000)]
-    return float(np.quantile(np.abs(some), 0.25) / 0.3186)
+def _noise_level(residual: NDArray[np.floating[Any]]) -> float:
+    """Standard deviation of normal noise, from the lower quartile: up to half of the pixels may be ink."""
+    sample = residual.ravel()[:: max(1, residual.size // 10_000)]
+    return float(np.quantile(np.abs(sample), 0.25) / 0.3186)
 
 
-def _digit(ink: Pixels) -> NDArray[np.bool_] | None:
-    """Which pixels belong to the digit; None if there is none."""
+def _digit_mask(ink: Pixels) -> NDArray[np.bool_] | None:
+    """Boolean mask [H, W] of the digit's pixels; None if the picture is blank."""
     side = max(ink.shape)
     smooth = ndimage.gaussian_filter(ink, side / 280)
-    noise = _spread(smooth)
-    count = max(12, side // 10)
-    peak = float(np.partition(smooth, -count, axis=None)[-count:].mean())
+    noise = _noise_level(smooth)
+    brightest = max(12, side // 10)
+    peak = float(np.partition(smooth, -brightest, axis=None)[-brightest:].mean())
     if peak < max(0.06, 6 * noise):
         return None
-    found: list[tuple[float, NDArray[np.bool_]]] = []
-    # As faint as it may be without running out of the picture, as tables, shadows and the lines of a page do.
+    masks: list[tuple[float, NDArray[np.bool_]]] = []
+    # Low thresholds keep faint strokes but can join the digit to tables, shadows and ruled lines at the edge.
     for level in (0.2, 0.3, 0.45, 0.6):
         parts, count = ndimage.label(smooth > max(level * peak, 4 * noise), np.ones((3, 3)))
         boxes = ndimage.find_objects(parts)
         mass = np.bincount(parts.ravel(), weights=smooth.ravel())[1:].astype(np.float64)
-        out = [_runs_out(box, ink.shape) for box in boxes]
-        least = side / 10 if any(out) else 0  # of a picture that the digit fills, a speck within is not the digit
-        inside = [i for i in range(count) if not out[i] and _long(boxes[i]) >= least]
+        cut_off = [_touches_edge(box, ink.shape) for box in boxes]
+        shortest = side / 10 if any(cut_off) else 0  # if the digit fills the picture, ignore specks inside it
+        inside = [i for i in range(count) if not cut_off[i] and _length(boxes[i]) >= shortest]
         candidates = inside or range(count)
         largest = max(candidates, key=lambda i: mass[i])
-        found.append((mass[largest] if inside else 0.0, _near(largest, candidates, boxes, mass)[parts]))
-    return max(found, key=lambda one: one[0])[1]
+        masks.append((mass[largest] if inside else 0.0, _near(largest, candidates, boxes, mass)[parts]))
+    return max(masks, key=lambda pair: pair[0])[1]
 
 
-def _long(box: tuple[slice, ...]) -> int:
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    return tuple(ndimage.find_objects(mask.astype(np.int8))[0])
+
+
+def _length(box: tuple[slice, ...]) -> int:
     return max(int(part.stop) - int(part.start) for part in box)
 
 
-def _runs_out(box: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
+def _touches_edge(box: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
     return any(part.start == 0 or part.stop == size for part, size in zip(box, shape, strict=True))
 
 
 def _near(
     largest: int, candidates: Iterable[int], boxes: Sequence[tuple[slice, ...]], mass: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """By label, the largest part and those near it that are no specks: the roof of a 5, a broken stroke."""
-    ours, reach = boxes[largest], 0.4 * _long(boxes[largest])
+    """Selects, by label, the largest part and all parts near it except specks, such as the roof of a 5."""
+    reach = 0.4 * _length(boxes[largest])
     near = np.zeros(len(boxes) + 1, dtype=bool)
     for i in candidates:
-        gaps = [max(a.start - b.stop, b.start - a.stop) for a, b in zip(boxes[i], ours, strict=True)]
+        gaps = [max(a.start - b.stop, b.start - a.stop) for a, b in zip(boxes[i], boxes[largest], strict=True)]
         near[i + 1] = mass[i] > 0.03 * mass[largest] and max(gaps) < reach
     return near
 
 
-def _boxed(ink: Pixels, mask: NDArray[np.bool_]) -> Pixels:
-    """The digit in 20 pixels, its aspect kept, its strokes as thick as MNIST's and as light: float32 in [0, 1]."""
-    around = tuple(
+def _scaled(ink: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+    """Scales the digit to 20 pixels and its strokes to MNIST's thickness and intensity: float32 [H, W] in [0, 1]."""
+    crop = tuple(
         slice(max(0, part.start - margin), part.stop + margin)
-        for part in ndimage.find_objects(mask.astype(np.int8))[0]
+        for part in _bounding_box(mask)
         for margin in [2 + (part.stop - part.start) // 8]
     )
-    noise, ink, mask = _spread(ink), ink[around], mask[around]
+    noise, ink, mask = _noise_level(ink), ink[crop], mask[crop]
     core = mask & (ink > 0.4 * np.quantile(ink[mask], 0.95))
-    # How many of the picture's pixels are one of the 20.
-    pixel = max(np.ptp(np.flatnonzero(core.any(axis=axis))) + 1 for axis in (0, 1)) / 20
+    pixel = _length(_bounding_box(core)) / 20  # size of an output pixel in pixels of the picture
     level = float(np.quantile(ink[core], 0.75))
-    # Edges are soft: what is near the core belongs to the digit as far as it is ink.
+    # Edges are soft: pixels near the core belong to the digit in proportion to their ink.
     near = mask | ndimage.binary_dilation(core, iterations=max(1, round(0.7 * pixel)))
     soft = np.where(near, ink / level, 0).clip(0, 1)
     thickness = 4 * (float(ndimage.distance_transform_edt(core)[core].mean()) - 0.5) / pixel
     if thickness < 1.6:
-        soft = _grown(soft, (2.2 - thickness) / 2 * pixel)
+        soft = _dilated(soft, (2.2 - thickness) / 2 * pixel)
     elif thickness > 6:
-        soft = 1 - _grown(1 - soft, (thickness - 5) / 2 * pixel)
-    faint = np.clip(2.5 * noise / level, 0.2, 0.5)  # fainter than that may be noise
-    rows, columns = (np.flatnonzero((soft > faint).any(axis=axis)) for axis in (1, 0))
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    longest = max(bottom - top, right - left)
-    size = [max(1, round(20 * length / longest)) for length in (right - left, bottom - top)]
+        soft = 1 - _dilated(1 - soft, (thickness - 5) / 2 * pixel)
+    threshold = np.clip(2.5 * noise / level, 0.2, 0.5)  # fainter pixels may be noise
+    rows, columns = box = _bounding_box(soft > threshold)
+    width, height = (max(1, round(20 * (part.stop - part.start) / _length(box))) for part in (columns, rows))
     small = Image.fromarray(soft.astype(np.float32)).resize(
-        (size[0], size[1]), Image.Resampling.BICUBIC, box=(left, top, right, bottom)
+        (width, height), Image.Resampling.BICUBIC, box=(columns.start, rows.start, columns.stop, rows.stop)
     )
     return np.asarray(small).clip(0, 1)
 
 
-def _grown(soft: Pixels, radius: float) -> Pixels:
-    """Each pixel as light as the lightest around it."""
+def _dilated(soft: Pixels, radius: float) -> Pixels:
+    """Replaces each pixel by the maximum within `radius` pixels."""
     reach = max(1, round(radius))
     y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
-    grown: Pixels = ndimage.grey_dilation(np.pad(soft, reach), footprint=x * x + y * y <= reach * reach + 1)
-    return grown[reach:-reach, reach:-reach]
+    dilated: Pixels = ndimage.grey_dilation(np.pad(soft, reach), footprint=x * x + y * y <= reach * reach + 1)
+    return dilated[reach:-reach, reach:-reach]
 
 
 def _centred(small: Pixels) -> NDArray[np.uint8]:
-    """On 28x28, with the centre of mass at (14, 14), as MNIST's are, to the nearest pixel."""
+    """Pastes the digit on 28x28 with its centre of mass at (14, 14), as in MNIST, to the nearest pixel."""
     row, column = ndimage.center_of_mass(small)
     canvas = np.zeros((28, 28), np.uint8)
     top = int(np.clip(round(14 - row), 0, 28 - small.shape[0]))

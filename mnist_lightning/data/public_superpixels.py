@@ -1,35 +1,38 @@
-"""PyG's public superpixel graphs of MNIST, in the flat form of our own.
+"""PyG's public superpixel graphs of MNIST, converted to flat tensors.
 
-They are those of Monti et al. 2017 ("Geometric deep learning on graphs and manifolds using mixture model CNNs"): 75
-nodes a graph, intensities and positions. Nobody can tell any more how they were made, nor which pixels belong to which
-node. Accuracies on them cannot be compared with those on other graphs.
+The graphs are from Monti et al. 2017 ("Geometric deep learning on graphs and manifolds using mixture model CNNs"), with
+75 nodes per graph, intensities and positions. How they were made and which pixels belong to each node is not
+documented. Do not compare accuracies on these graphs with accuracies on other graphs.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mnist_lightning.data.sources import data_root
 from mnist_lightning.data.store import mapped, stored
-from mnist_lightning.data.superpixels import SuperpixelGraphs, joined
+from mnist_lightning.data.superpixels import SuperpixelGraphs, concatenate
 from mnist_lightning.errors import InputError, SourceUnavailableError, one_line
 
 PUBLIC = "mnist_superpixels"
 _SIDE = 28
-_CHUNK = 250  # graphs at once: 60 MB of distances
+_CHUNK = 250  # graphs per step: 60 MB of distances
 
 
 class PublicGraphs(NamedTuple):
-    """The public graphs, the test graphs last.
+    """The public graphs, test graphs last.
 
     Attributes:
-        graphs: All of them. A pixel's node is the nearest one, and all nodes are of one size: the file says no more.
-        images: uint8 [G, 28, 28], painted from the graphs.
+        graphs: All G graphs. The file has no segments or node sizes, so each pixel is assigned to the nearest node
+            and all nodes of a graph get the same size.
+        images: uint8 [G, 28, 28], rendered from the node intensities.
         labels: int64 [G].
-        train: So many, from the first, are the training graphs.
+        train: Number of training graphs.
     """
 
     graphs: SuperpixelGraphs
@@ -39,43 +42,43 @@ class PublicGraphs(NamedTuple):
 
 
 def read_public(root: str | Path | None, folders: Sequence[Path], build: bool = False) -> PublicGraphs:
-    """Opens the graphs that PyG's `MNISTSuperpixels(ROOT/MNISTSuperpixels)` has downloaded.
+    """Reads the graphs downloaded by PyG's `MNISTSuperpixels(ROOT/MNISTSuperpixels)`.
 
     Args:
-        root: Folder of the data, as for other sources.
-        folders: Where the flat form may lie; see `stored`.
-        build: Whether to make the flat form, where there is none.
+        root: Data folder, as for other sources.
+        folders: Cache folders for the converted graphs, as in `stored`.
+        build: Whether to convert the graphs if the cache file is missing or damaged.
 
     Raises:
         SourceUnavailableError: If the public graphs are not on disk.
-        InputError: If they are damaged.
+        InputError: If the public graphs are damaged, or not yet converted and `build` is False.
     """
     raw = data_root(root) / "MNISTSuperpixels" / "raw" / "MNISTSuperpixels.pt"
     if not raw.is_file():
         raise SourceUnavailableError(
-            f"{PUBLIC} needs {raw}, which torch_geometric.datasets.MNISTSuperpixels({str(raw.parents[1])!r}) downloads"
+            f"{PUBLIC} needs {raw}; download it with torch_geometric.datasets.MNISTSuperpixels({str(raw.parents[1])!r})"
         )
     state = raw.stat()
-    path = stored(f"{PUBLIC}-{state.st_size}-{state.st_mtime_ns}.pt", folders, (lambda: _flat(raw)) if build else None)
-    columns = mapped(path)
+    file = f"{PUBLIC}-{state.st_size}-{state.st_mtime_ns}.pt"
+    columns = mapped(stored(file, folders, partial(_convert, raw) if build else None))
     images, labels, train = (columns.pop(name) for name in ("images", "labels", "train"))
     return PublicGraphs(SuperpixelGraphs(**columns), images, labels, int(train))
 
 
-def _flat(raw: Path) -> dict[str, Tensor]:
+def _convert(raw: Path) -> dict[str, Tensor]:
     try:
         parts = torch.load(raw, weights_only=True)
         graphs = [graph for part in parts for graph in part]
-        flat = joined([_chunk(graphs[start : start + _CHUNK]) for start in range(0, len(graphs), _CHUNK)])
+        flat = concatenate([_convert_chunk(graphs[start : start + _CHUNK]) for start in range(0, len(graphs), _CHUNK)])
         labels = torch.cat([graph["y"].flatten() for graph in graphs]).long()
     except Exception as error:  # a damaged file can raise anything
-        raise InputError(f"{raw} holds no graphs as PyG's MNISTSuperpixels has them: {one_line(error)}") from error
+        raise InputError(f"{raw} is not PyG's MNISTSuperpixels file, or is damaged: {one_line(error)}") from error
     intensity = flat.x[:, 0][flat.segments.flatten(1).long() + flat.node_ptr[:-1, None]]
     images = (intensity.view(-1, _SIDE, _SIDE) * 255).round().to(torch.uint8)
     return {**vars(flat), "images": images, "labels": labels, "train": torch.tensor(len(parts[0]))}
 
 
-def _chunk(graphs: list[dict[str, Tensor]]) -> SuperpixelGraphs:
+def _convert_chunk(graphs: list[dict[str, Tensor]]) -> SuperpixelGraphs:
     counts = torch.tensor([len(graph["x"]) for graph in graphs])
     # PyG's positions are (x, y) in pixels, y from the top.
     pos = [(graph["pos"].flip(1).float() + 0.5) / _SIDE for graph in graphs]
@@ -86,10 +89,8 @@ def _chunk(graphs: list[dict[str, Tensor]]) -> SuperpixelGraphs:
     intensities = torch.cat([graph["x"].flatten().float() for graph in graphs])
     sizes = (1 / counts).repeat_interleave(counts)
     edges = [graph["edge_index"][:, graph["edge_index"][1].argsort(stable=True)] for graph in graphs]
-    node_ptr, edge_ptr = (
-        torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-        for sizes in (counts, torch.tensor([e.shape[1] for e in edges]))
-    )
+    edge_counts = torch.tensor([edge.shape[1] for edge in edges])
+    node_ptr, edge_ptr = (pad(sizes.cumsum(0), (1, 0)) for sizes in (counts, edge_counts))
     return SuperpixelGraphs(
         x=torch.stack([intensities, sizes], dim=1),
         pos=torch.cat(pos),

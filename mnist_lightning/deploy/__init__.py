@@ -1,1 +1,1 @@
-"""Trained models, put to use outside of training."""
+"""Uses trained models outside of training."""

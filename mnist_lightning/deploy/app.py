@@ -1,73 +1,96 @@
-"""`mnist-lightning app`: draw a digit, or show a photo of one, and see what trained models make of it."""
+"""`mnist-lightning app`: draw a digit or show a photo of one, and see the models' answers and the evidence for them."""
 
 import binascii
 import socket
 import time
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
+from itertools import takewhile
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from mnist_lightning.checkpoint import find_checkpoint, load
-from mnist_lightning.classifier import Classifier
-from mnist_lightning.data.handwriting import digit_of, open_picture
-from mnist_lightning.deploy import app_page
 from mnist_lightning.deploy.classify import remark
 from mnist_lightning.errors import InputError, one_line
-from mnist_lightning.evaluation.comparison import distinct
-from mnist_lightning.models.gnn import GNN
+from mnist_lightning.evaluation.page import Picture, picture, render
+from mnist_lightning.runs.run import Run
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `app --help` answers before these are imported
     import gradio
+    from torch import Tensor
 
-LARGEST = 10 * 2**20  # bytes of a question; the page makes photos smaller than that before it asks
-_ASK = "/gradio_api/component_server/"
+    from mnist_lightning.classifier import Classifier
+
+MAX_REQUEST = 10 * 2**20  # bytes; the page shrinks photos well below that
+_TEMPLATES = Path(__file__).with_name("templates")
+_ANSWERS = "deploy/templates/answers.html"
+_ENDPOINT = "/gradio_api/component_server/"
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"  # Gradio compiles its templates
 
 
-def serve(*checkpoints: str, port: int = 7860, host: str = "127.0.0.1") -> None:
-    """Opens a page to draw digits on, or to show photos of them to, and says what the models make of them and why.
+@dataclass(frozen=True)
+class Answer:
+    """One model's answer to a digit.
 
-    Ends with Ctrl-C. Pictures are in memory while they are looked at; nothing is kept.
+    Attributes:
+        name: Name of the model.
+        probabilities: Probabilities of the classes, float [10].
+        milliseconds: Duration of the classification.
+        remark: Doubt about the answer, empty for none.
+        explanation: Figure of the evidence for the answer. None for a model that cannot be explained.
+    """
+
+    name: str
+    probabilities: "Tensor"
+    milliseconds: float
+    remark: str
+    explanation: Picture | None
+
+
+def serve(*checkpoints: str, port: int = 7860, host: str = "127.0.0.1") -> None:
+    """Serves a page that classifies drawn and photographed digits and shows the evidence for each answer.
+
+    Press Ctrl-C to stop the server. Pictures stay in memory and are not stored.
 
     Args:
-        checkpoints: Checkpoints or runs' folders, whose best checkpoints are taken; one for each model.
-        port: Where to listen.
-        host: Address to listen on; 0.0.0.0 lets other machines in.
+        checkpoints: Checkpoints, or run folders, whose best checkpoints are loaded.
+        port: TCP port of the server, 1 to 65535.
+        host: Address of the server. 0.0.0.0 accepts connections from other machines.
 
     Raises:
-        InputError: If a checkpoint cannot be loaded, the port is taken, or Gradio is not installed.
+        InputError: If a checkpoint cannot be loaded, the port is in use, or Gradio is not installed.
     """
     _check_gradio()
     if not checkpoints:
-        raise InputError("no checkpoint is given: app RUN_FOLDER, or several")
+        raise InputError("no checkpoint is given; use app RUN_FOLDER...")
     _check_address(host, port)
-    names = distinct([_name(checkpoint) for checkpoint in checkpoints])
-    app = start({name: load(path) for name, path in zip(names, checkpoints, strict=True)}, port, host)
-    print(f"{app.local_url} shows {', '.join(names)}; Ctrl-C ends it", flush=True)
+    from mnist_lightning.runs.checkpoint import find_checkpoint, load
+
+    paths = [find_checkpoint(checkpoint) for checkpoint in checkpoints]
+    models = {name: load(path) for name, path in zip(model_names(paths), paths, strict=True)}
+    app = start(models, port, host)
+    print(f"Open {app.local_url} to use {'; '.join(models)}. Press Ctrl-C to stop.", flush=True)
     try:
         app.server.thread.join()
     except KeyboardInterrupt:
         app.close(verbose=False)
 
 
-def start(models: Mapping[str, Classifier], port: int = 7860, host: str = "127.0.0.1") -> "gradio.Blocks":
-    """Serves the app in the background, open for questions and for nothing else.
+def start(models: "Mapping[str, Classifier]", port: int = 7860, host: str = "127.0.0.1") -> "gradio.Blocks":
+    """Serves the app in the background. The server accepts pictures to classify, and no other input.
 
     Args:
-        models: By name; in evaluation mode.
-        port: Where to listen.
-        host: Address to listen on.
+        models: Models by name, in evaluation mode.
+        port: TCP port of the server, 1 to 65535.
+        host: Address of the server.
 
     Returns:
-        The app, which `close()` ends.
+        The app. Its `close()` stops the server.
 
     Raises:
-        InputError: If the port is taken, or Gradio is not installed.
+        InputError: If the port is in use, or Gradio is not installed.
     """
     app = build(models)
     from gradio.themes import Base
@@ -91,111 +114,154 @@ def start(models: Mapping[str, Classifier], port: int = 7860, host: str = "127.0
             app_kwargs={"middleware": [Middleware(_Gate)], "docs_url": None, "redoc_url": None, "openapi_url": None},
         )
     except OSError as error:
-        raise InputError(f"port {port} of {host} cannot be used: {one_line(error)}") from error
+        raise InputError(f"cannot listen on {host}, port {port}: {one_line(error)}") from error
     return app
 
 
-def build(models: Mapping[str, Classifier]) -> "gradio.Blocks":
-    """The app, to be launched as any other of Gradio's, or to be made a part of one.
+def build(models: "Mapping[str, Classifier]") -> "gradio.Blocks":
+    """Builds the app without starting a server, for `launch()` or for use inside another Gradio app.
 
     Args:
-        models: By name; in evaluation mode.
+        models: Models by name, in evaluation mode.
 
     Raises:
         InputError: If Gradio is not installed.
     """
     _check_gradio()
     import gradio as gr
+    import torch
 
-    # One at a time: what explains a model hangs hooks into it, and a model has all cores to itself.
+    from mnist_lightning.data.handwriting import digit_of, open_picture
+
+    # One request at a time: Grad-CAM adds hooks to the model, and each model uses all cores.
     lock = Lock()
 
     def answer(value: object) -> str:
         try:
-            before = time.perf_counter()
+            began = time.perf_counter()
             digit = digit_of(open_picture(_content(value), "the picture"), "the picture")
-            milliseconds = 1000 * (time.perf_counter() - before)
+            milliseconds = 1000 * (time.perf_counter() - began)
             with lock:
-                return app_page.answers_html(digit, milliseconds, _answers(models, digit))
+                return answers_html(digit, milliseconds, _answers(models, digit))
         except InputError as error:
-            return app_page.problem_html(str(error))
+            return render(_ANSWERS, problem=str(error))
 
     one = torch.zeros(28, 28, dtype=torch.uint8)
     one[4:24, 12:16] = 255
-    _answers(models, one)  # the first answer waits for imports, and nobody shall wait for that
+    answers_html(one, 0, _answers(models, one))  # warm-up: the first request must not wait for imports
+    html, css, js = ((_TEMPLATES / f"app.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     app = gr.Blocks(title="Which digit is it?", analytics_enabled=False)
     with app:
-        gr.HTML(
-            html_template=app_page.PAGE,
-            css_template=app_page.STYLE,
-            js_on_load=app_page.SCRIPT,
-            apply_default_css=False,
-            server_functions=[answer],
-        )
+        gr.HTML(html_template=html, css_template=css, js_on_load=js, apply_default_css=False, server_functions=[answer])
     return app
 
 
-def _answers(models: Mapping[str, Classifier], digit: Tensor) -> list[app_page.Answer]:
+def model_names(checkpoints: Sequence[Path]) -> list[str]:
+    """Names models by experiment, or by file outside of a run. Equal names get the part in which the paths differ.
+
+    Args:
+        checkpoints: Checkpoint of each model. Equal paths get equal names.
+
+    Example:
+        >>> model_names([Run("cnn/version_0").best, Run("cnn/version_1").best, Path("mine.ckpt")])
+        ['cnn, version_0', 'cnn, version_1', 'mine']
+    """
+    names = [run.experiment if (run := Run.of(path)) else path.stem for path in checkpoints]
+    parts = [path.absolute().parts for path in checkpoints]
+    full_names = []
+    for name, own in zip(names, parts, strict=True):
+        same_name = [other for other, other_name in zip(parts, names, strict=True) if other_name == name]
+        start = _common_length(same_name)
+        end = len(own) - _common_length([other[start:][::-1] for other in same_name])
+        full_names.append(", ".join(filter(None, [name, "/".join(own[start:end])])))
+    return full_names
+
+
+def _common_length(sequences: Sequence[Sequence[str]]) -> int:
+    """Length of the longest common start."""
+    return sum(1 for _ in takewhile(lambda items: len(set(items)) == 1, zip(*sequences, strict=False)))
+
+
+def _answers(models: "Mapping[str, Classifier]", digit: "Tensor") -> list[Answer]:
     answers = []
     for name, model in models.items():
-        before = time.perf_counter()
+        began = time.perf_counter()
         probabilities = model.classify(digit[None])[0].softmax(dim=0)
-        milliseconds = 1000 * (time.perf_counter() - before)
-        why = _why(model, digit, int(probabilities.argmax()))
-        answers.append(app_page.Answer(name, probabilities, milliseconds, remark(digit, probabilities), why))
+        milliseconds = 1000 * (time.perf_counter() - began)
+        explanation = _explanation(model, digit, int(probabilities.argmax()))
+        answers.append(Answer(name, probabilities, milliseconds, remark(digit, probabilities), explanation))
     return answers
 
 
-def _why(model: Classifier, digit: Tensor, said: int) -> tuple[bytes, str] | None:
-    """A picture of why a model says what it says, and what it shows; None of a model that cannot be explained."""
+def answers_html(digit: "Tensor", milliseconds: float, answers: Sequence[Answer]) -> str:
+    """Renders the models' answers side by side, and the digit that was classified.
+
+    Args:
+        digit: Digit in MNIST format, uint8 [28, 28].
+        milliseconds: Duration of the conversion to MNIST format.
+        answers: One answer per model.
+    """
+    from PIL import Image
+
+    content = BytesIO()
+    Image.fromarray(digit.numpy()).save(content, "png")
+    shown = Picture(content.getvalue(), "The digit in 28 x 28 pixels")
+    return render(_ANSWERS, digit=shown, milliseconds=milliseconds, answers=answers)
+
+
+def _explanation(model: "Classifier", digit: "Tensor", predicted: int) -> Picture | None:
+    """Draws the evidence for a model's answer. None for a model that cannot be explained."""
+    from mnist_lightning.explain.figures import draw_graph, draw_map
+    from mnist_lightning.explain.saliency import grad_cam, input_gradients
+    from mnist_lightning.models.gnn import GNN
+
     if isinstance(model, GNN):
         from mnist_lightning.explain.connectivity import connectivity
-        from mnist_lightning.explain.drawings import draw_graph
 
-        found = connectivity(model, digit)
-        return _png(draw_graph, found), f"Connections: blue for {said}, orange against"
-    from mnist_lightning.explain.gradcam import grad_cam, input_gradients
-    from mnist_lightning.explain.saliency_sheet import draw_map
-
-    for explain, caption in (
-        (grad_cam, f"Blue: what speaks for {said} (Grad-CAM)"),
-        (input_gradients, f"Blue speaks for {said}, orange against (input gradients)"),  # without convolutions
+        caption = f"Edges: blue is evidence for {predicted}, orange against it"
+        return _figure(caption, draw_graph, connectivity(model, digit))
+    for method, caption in (
+        (grad_cam, f"Grad-CAM: blue is evidence for {predicted}"),
+        # For models without convolutions.
+        (input_gradients, f"Input gradients: blue is evidence for {predicted}, orange against it"),
     ):
         try:
-            values = explain(model, digit[None])[0]
+            values = method(model, digit[None])[0]
         except InputError:
             continue
-        return _png(draw_map, digit, values), caption
+        return _figure(caption, draw_map, digit, values)
     return None
 
 
-def _png(draw: Callable[..., object], *what: object) -> bytes:
+def _figure(caption: str, draw: Callable[..., object], *arguments: object) -> Picture:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3, 3))
     axes = figure.add_axes((0, 0, 1, 1))
-    draw(axes, *what)
+    draw(axes, *arguments)
     axes.set(title="", xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    content = BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    return content.getvalue()
+    return picture(figure, caption)
 
 
 def _content(value: object) -> bytes:
-    """The bytes of a data URL; of a file in which the browser finds no picture, the page sends the name."""
-    text = value if isinstance(value, str) else "what was sent"
+    """Decodes a data URL. For a file that the browser cannot decode, the page sends the file's name."""
+    text = value if isinstance(value, str) else "the request"
     kind, _, content = text.partition(";base64,")
     if kind.startswith("data:image/"):
         try:
             return b64decode(content, validate=True)
         except binascii.Error:
-            text = "what was sent"
-    raise InputError(f"{one_line(text, 60)} is no picture that can be read; give a PNG, JPEG, WebP, GIF or BMP")
+            text = "the request"
+    raise InputError(f"{one_line(text, 60)} cannot be read as a picture; give a PNG, JPEG, WebP, GIF or BMP")
 
 
 class _Gate:
-    """Lets in only what the page needs: files to read, and questions of no more than `LARGEST`."""
+    """Middleware that blocks all requests except the page's files and JSON to classify, of at most `MAX_REQUEST` bytes.
+
+    Args:
+        app: The app behind it.
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -209,12 +275,11 @@ class _Gate:
         headers = dict(scope["headers"])
         app = self.app
         if scope["method"] not in ("GET", "HEAD"):
-            # A body of unknown length has none that could be limited, and none but JSON is a question.
             length = headers.get(b"content-length", b"")
-            if scope["path"] != _ASK or headers.get(b"content-type") != b"application/json":
+            if scope["path"] != _ENDPOINT or headers.get(b"content-type") != b"application/json":
                 app = PlainTextResponse("not found", 404)
-            elif not length.isdigit() or int(length) > LARGEST:
-                app = PlainTextResponse(f"a question has at most {LARGEST} bytes", 413)
+            elif not length.isdigit() or int(length) > MAX_REQUEST:  # chunked requests have no length
+                app = PlainTextResponse(f"a request must state its length, at most {MAX_REQUEST} bytes", 413)
 
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -232,9 +297,9 @@ def _check_gradio() -> None:
 
 
 def _check_address(host: str, port: int) -> None:
-    """Before models are loaded, and because Gradio would say something else."""
+    """Fails before models are loaded, and names the address, unlike Gradio."""
     if not 0 < port < 2**16:
-        raise InputError(f"port is {port}; it must be from 1 to 65535")
+        raise InputError(f"port must be from 1 to 65535, got {port}")
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -242,12 +307,3 @@ def _check_address(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise InputError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
-
-
-def _name(path: str) -> str:
-    """A run is known by its experiment, as in lightning_logs/EXPERIMENT/version_0; other files by their own name."""
-    checkpoint = find_checkpoint(path).absolute()
-    if checkpoint.parent.name != "checkpoints":
-        return checkpoint.stem
-    run = checkpoint.parents[1]
-    return run.parent.name if run.name.startswith("version_") else run.name

@@ -1,45 +1,45 @@
-"""`mnist-lightning classify`: what trained models say of pictures of one's own."""
+"""`mnist-lightning classify`: classify your own pictures."""
 
 import glob
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from io import BytesIO
 from json import dumps
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from rich.table import Table
-from rich.text import Text
-from torch import Tensor
-
-from mnist_lightning.checkpoint import load
-from mnist_lightning.classifier import Classifier
-from mnist_lightning.data.handwriting import digit_of, open_picture
 from mnist_lightning.errors import InputError
+from mnist_lightning.evaluation.page import Table
 from mnist_lightning.files import writable, write_whole
+from mnist_lightning.runs.run import Run
+
+if TYPE_CHECKING:  # `classify --help` answers before these are imported
+    from PIL.Image import Image
+    from rich.console import RenderableType
+    from torch import Tensor
+
+    from mnist_lightning.classifier import Classifier
 
 SURE, LIKELY = 0.9, 0.65
-# Mean intensities of MNIST's 70,000 digits, with some room: of a thin 1 and of a fat 0.
-_LEAST_INK, _MOST_INK = 0.015, 0.42
+# Range of the mean intensities of MNIST's 70,000 digits, from a thin 1 to a bold 0, with a margin.
+_MIN_INK, _MAX_INK = 0.015, 0.42
 _SIDE = 112  # pixels of a picture on the contact sheet
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the models say of one picture.
+    """The models' answer to one picture.
 
     Attributes:
-        file: Where it is.
+        file: Path of the picture.
         digit: The likeliest class, by the mean of the models' probabilities.
-        confidence: Its probability.
-        runner_up: The second likeliest.
-        runner_up_confidence: Its probability.
-        votes: What each model says alone.
-        remark: Whether they are unsure, or this may be no digit; else empty.
+        confidence: Mean probability of `digit`.
+        runner_up: The second likeliest class.
+        runner_up_confidence: Mean probability of `runner_up`.
+        votes: Each model's likeliest class.
+        remark: Doubt about the answer, as in `remark`.
     """
 
     file: str
@@ -56,10 +56,10 @@ class Answers:
     """All answers, in the order of the pictures.
 
     Attributes:
-        models: The checkpoints that were asked.
-        answers: One for each picture that could be read.
-        problems: One line for each that could not.
-        json: Whether to be printed as JSON.
+        models: The checkpoints.
+        answers: One answer for each readable picture.
+        problems: One line for each picture that cannot be read.
+        json: Whether rich prints JSON in place of a table.
     """
 
     models: list[str]
@@ -67,32 +67,38 @@ class Answers:
     problems: list[str]
     json: bool = field(default=False, repr=False)
 
-    def __rich__(self) -> Table | Text:
+    def __rich_console__(self, *_: Any) -> "Iterator[RenderableType]":
         if self.json:
+            from rich.text import Text
+
             content = {name: value for name, value in asdict(self).items() if name != "json"}
-            return Text(dumps(content, indent=2))
-        table = Table(*["file", "digit", "confidence", "runner-up", *(["votes"] if len(self.models) > 1 else []), ""])
-        for answer in self.answers:
-            table.add_row(
-                Text(answer.file, overflow="fold"),
-                Text(str(answer.digit), "bold"),
+            yield Text(dumps(content, indent=2), no_wrap=True, overflow="ignore")  # wrapped strings are not JSON
+            return
+        several = len(self.models) > 1
+        header = ["file", "digit", "confidence", "runner-up", *(["votes"] if several else []), "remark"]
+        rows = [
+            [
+                answer.file,
+                answer.digit,
                 f"{100 * answer.confidence:.1f} %",
                 f"{answer.runner_up} ({100 * answer.runner_up_confidence:.1f} %)",
-                *([" ".join(map(str, answer.votes))] if len(self.models) > 1 else []),
-                Text(answer.remark, "yellow"),
-            )
-        return table
+                *([" ".join(map(str, answer.votes))] if several else []),
+                answer.remark,
+            ]
+            for answer in self.answers
+        ]
+        yield Table(f"Answers of {', '.join(self.models)}", header, rows)
 
 
-def classify(models: Sequence[Classifier], digits: Tensor) -> Tensor:
-    """The models' probabilities, each model with the same voice.
+def classify(models: "Sequence[Classifier]", digits: "Tensor") -> "Tensor":
+    """Computes the class probabilities of each model.
 
     Args:
-        models: In evaluation mode.
-        digits: uint8 [N, 28, 28], light on dark, in MNIST's manner.
+        models: Models in evaluation mode.
+        digits: Digits in MNIST format, uint8 [N, 28, 28], light on dark.
 
     Returns:
-        float [M, N, 10], one a model.
+        Probabilities, float [M, N, 10], of the M models.
 
     Example:
         >>> from mnist_lightning import GNN, LeNet5
@@ -101,90 +107,91 @@ def classify(models: Sequence[Classifier], digits: Tensor) -> Tensor:
         >>> classify([LeNet5().eval(), GNN().eval()], digits[:3]).mean(dim=0).shape
         torch.Size([3, 10])
     """
+    import torch
+
     return torch.stack([model.classify(digits).softmax(dim=1) for model in models])
 
 
-def remark(digit: Tensor, probabilities: Tensor) -> str:
-    """What there is to say against an answer.
+def remark(digit: "Tensor", probabilities: "Tensor") -> str:
+    """Tells whether an answer is doubtful, by its confidence and the digit's mean intensity.
 
     Args:
-        digit: uint8 [28, 28].
-        probabilities: float [10].
+        digit: Digit in MNIST format, uint8 [28, 28].
+        probabilities: Class probabilities, float [10].
 
     Returns:
-        One of "", "unsure: 4 or 9" and "may be no digit".
+        "" for none, or a doubt such as "unsure: 4 or 9" or "may be no digit".
 
     Example:
+        >>> import torch
         >>> from mnist_lightning.data.sources import read
         >>> remark(read("digits", train=False)[0][0], torch.tensor([0.7, 0.26] + 8 * [0.005]))
         'unsure: 0 or 1'
     """
     confidence, likeliest = probabilities.topk(2)
-    if confidence[0] < LIKELY or not _LEAST_INK < float(digit.float().mean()) / 255 < _MOST_INK:
+    if confidence[0] < LIKELY or not _MIN_INK < float(digit.float().mean()) / 255 < _MAX_INK:
         return "may be no digit"
     return f"unsure: {likeliest[0]} or {likeliest[1]}" if confidence[0] < SURE else ""
 
 
 def classify_pictures(*paths: str, json: bool = False, output: str | None = None) -> Answers:
-    """Says which digits are on pictures.
+    """Classifies pictures of handwritten digits.
 
-    Several models vote: their probabilities are averaged. A picture that cannot be read is named, the others are
+    The probabilities of several models are averaged. If a picture cannot be read, the error is reported, the others are
     classified, and the exit code is 1.
 
     Args:
-        paths: Checkpoints or runs' folders, at least one; and pictures, folders of pictures, or patterns (`*.jpg`).
-        json: Print JSON, not a table.
-        output: Contact sheet to write (.png, .jpg, .pdf): each picture, the 28x28 that the models saw, and the answer.
+        paths: Checkpoints or run folders, at least one; and pictures, folders of pictures, or patterns (`*.jpg`).
+        json: Print JSON in place of a table.
+        output: Contact sheet to write (.png, .jpg, .pdf): each picture, its digit in 28x28 pixels, and the answer.
 
     Returns:
         The answers.
 
     Raises:
-        InputError: If there is no model, no picture, or the sheet cannot be written.
+        InputError: If there is no model or no picture, or the contact sheet cannot be written.
     """
     checkpoints = [path for path in paths if _is_checkpoint(path)]
-    files = [file for path in paths if path not in checkpoints for file in _pictures(path)]
+    files = [file for path in paths if path not in checkpoints for file in _files(path)]
     if not checkpoints:
-        raise InputError(f"no checkpoint is given: classify RUN_FOLDER PICTURE...{_hint(paths)}")
+        raise InputError(f"no checkpoint is given; use classify RUN_FOLDER PICTURE...{_example(paths)}")
     if not files:
-        raise InputError("no picture is given: classify RUN_FOLDER PICTURE..., a folder of pictures, or a pattern")
+        raise InputError("no picture is given; use classify RUN_FOLDER with pictures, a folder of them, or a pattern")
     path = None if output is None else writable(output, [".png", ".jpg", ".pdf"])
+    import torch
+
+    from mnist_lightning.runs.checkpoint import load
+
     models = [load(checkpoint) for checkpoint in checkpoints]
-    seen: list[tuple[str, Tensor, Image.Image | None]] = []
-    problems = []
-    # Most of the work lets other threads run: decoding, filters.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for file, found in zip(files, pool.map(partial(_seen, keep=path is not None), files), strict=True):
-            if isinstance(found, str):
-                problems.append(found)
-            else:
-                seen.append((file, *found))
-    digits = torch.stack([digit for _, digit, _ in seen]) if seen else torch.empty(0, 28, 28, dtype=torch.uint8)
+    pictures, problems = _read(files, thumbnails=path is not None)
+    digits = torch.stack([digit for _, digit, _ in pictures]) if pictures else torch.empty(0, 28, 28, dtype=torch.uint8)
     probabilities = classify(models, digits)
     answers = []
-    for (file, digit, _), mean, votes in zip(seen, probabilities.mean(0), probabilities.argmax(2).t(), strict=True):
+    for (file, digit, _), mean, votes in zip(pictures, probabilities.mean(0), probabilities.argmax(2).t(), strict=True):
         confidence, likeliest = mean.topk(2)
         (first, second), (p, q) = likeliest.tolist(), confidence.tolist()
         answers.append(Answer(file, first, round(p, 4), second, round(q, 4), votes.tolist(), remark(digit, mean)))
     if path is not None and answers:
         content = BytesIO()
-        sheet = contact_sheet([picture for *_, picture in seen if picture], digits, answers)
+        sheet = contact_sheet([thumbnail for *_, thumbnail in pictures if thumbnail], digits, answers)
         sheet.save(content, {".jpg": "jpeg"}.get(path.suffix, path.suffix[1:]))
         write_whole(path, content.getvalue())
     return Answers(checkpoints, answers, problems, json)
 
 
-def _is_checkpoint(path: str) -> bool:
-    return path.endswith(".ckpt") or Path(path, "checkpoints").is_dir()
+def _is_checkpoint(path: str | Path) -> bool:
+    return Path(path).suffix == ".ckpt" or Run(path).checkpoints.is_dir()
 
 
-def _hint(paths: Sequence[str]) -> str:
-    folder = next((path for path in paths if Path(path).is_dir() and list(Path(path).glob("version_*"))), None)
-    return "" if folder is None else f"; {folder} has several runs, give one: {min(Path(folder).glob('version_*'))}"
+def _example(paths: Sequence[str]) -> str:
+    """Names a run below a folder that is not a run itself, such as `lightning_logs/cnn`."""
+    children = (child for path in paths if Path(path).is_dir() for child in sorted(Path(path).iterdir()))
+    run = next(filter(_is_checkpoint, children), None)
+    return "" if run is None else f" with RUN_FOLDER such as {run}"
 
 
-def _pictures(path: str) -> Iterator[str]:
-    """The files that an argument means; one that is not there is named when it is opened."""
+def _files(path: str) -> Iterator[str]:
+    """Lists the files of a path or pattern. A missing file is listed, too: opening it gives the error message."""
     if Path(path).is_dir():
         yield from (str(file) for file in sorted(Path(path).iterdir()) if file.is_file() and file.name[0] != ".")
     elif not Path(path).exists() and glob.has_magic(path):
@@ -193,24 +200,37 @@ def _pictures(path: str) -> Iterator[str]:
         yield path
 
 
-def _seen(file: str, keep: bool) -> tuple[Tensor, Image.Image | None] | str:
-    """The digit on a picture and, to keep it for the sheet, the picture made small; or what is wrong with it."""
-    try:
+def _read(files: Sequence[str], thumbnails: bool) -> "tuple[list[tuple[str, Tensor, Image | None]], list[str]]":
+    """Reads pictures: file, digit and thumbnail of each. Also returns one line for each that cannot be read."""
+    from PIL import ImageOps
+
+    from mnist_lightning.data.handwriting import digit_of, open_picture
+
+    def read(file: str) -> "tuple[str, Tensor, Image | None]":
         picture = open_picture(file)
-        small = ImageOps.pad(picture.convert("RGB"), (_SIDE, _SIDE), color="white") if keep else None
-        return digit_of(picture, file), small
-    except InputError as error:
-        return str(error)
+        thumbnail = ImageOps.pad(picture.convert("RGB"), (_SIDE, _SIDE), color="white") if thumbnails else None
+        return file, digit_of(picture, file), thumbnail
+
+    pictures, problems = [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and filters release the GIL
+        for future in [pool.submit(read, file) for file in files]:
+            try:
+                pictures.append(future.result())
+            except InputError as error:
+                problems.append(str(error))
+    return pictures, problems
 
 
-def contact_sheet(pictures: Sequence[Image.Image], digits: Tensor, answers: Sequence[Answer]) -> Image.Image:
-    """Each picture, the 28x28 that the models saw, and the answer.
+def contact_sheet(pictures: "Sequence[Image]", digits: "Tensor", answers: Sequence[Answer]) -> "Image":
+    """Draws each picture, the 28x28 digit extracted from it, and the answer.
 
     Args:
-        pictures: N of them, of 112 x 112.
+        pictures: N pictures of 112 x 112 pixels.
         digits: uint8 [N, 28, 28].
-        answers: N of them.
+        answers: N answers.
     """
+    from PIL import Image, ImageDraw, ImageFont
+
     columns = min(6, len(answers))
     width, height = 2 * _SIDE + 16, _SIDE + 52
     sheet = Image.new("RGB", (columns * width, -(-len(answers) // columns) * height), "white")
@@ -223,7 +243,7 @@ def contact_sheet(pictures: Sequence[Image.Image], digits: Tensor, answers: Sequ
         sheet.paste(digit_large, (x + _SIDE, y))
         draw.rectangle((x - 1, y - 1, x + 2 * _SIDE, y + _SIDE), outline="#cccccc")
         draw.text((x, y + _SIDE + 2), f"{answer.digit}", "black", large)
-        said = f"{100 * answer.confidence:.1f} %   {answer.remark}"
-        draw.text((x + 18, y + _SIDE + 6), said, "#b35900" if answer.remark else "black", small)
+        verdict = f"{100 * answer.confidence:.1f} %   {answer.remark}"
+        draw.text((x + 18, y + _SIDE + 6), verdict, "#b35900" if answer.remark else "black", small)
         draw.text((x, y + _SIDE + 24), Path(answer.file).name[:34], "#666666", small)
     return sheet

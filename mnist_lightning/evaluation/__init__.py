@@ -1,1 +1,1 @@
-"""What trained models are worth."""
+"""Evaluation of trained models and of data sets."""

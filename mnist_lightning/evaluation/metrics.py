@@ -1,18 +1,24 @@
-"""Accuracy, loss, and precision, recall and F1 of every digit."""
+"""Accuracy, loss, and precision, recall and F1 of each class."""
 
 from dataclasses import dataclass
 
-from rich.table import Table
 from torch import Tensor
 
-from mnist_lightning.classifier import CLASSES
+from mnist_lightning.data.sources import CLASSES
+from mnist_lightning.evaluation.page import Table
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a model's predictions on one split are worth. Lists have one entry a digit.
+    """Metrics of one split. Lists have one entry per class.
 
-    Precision is 0 for a digit that is never predicted, recall is 0 for one that never occurs.
+    Attributes:
+        accuracy: Share of correctly classified images.
+        loss: Mean loss.
+        precision: Precision of each class; 0 for a class that is never predicted.
+        recall: Recall of each class; 0 for a class without images.
+        f1: F1 score of each class.
+        support: Number of images of each class.
     """
 
     accuracy: float
@@ -27,9 +33,9 @@ def metrics(logits: Tensor, labels: Tensor, loss: float) -> Metrics:
     """Computes the metrics of a split.
 
     Args:
-        logits: [N, 10].
-        labels: int64 [N].
-        loss: The mean loss, which depends on what the model was trained with.
+        logits: Logits, float [N, 10].
+        labels: Labels, int64 [N].
+        loss: Mean loss of the split, which depends on the training's loss function.
 
     Example:
         >>> import torch
@@ -53,25 +59,19 @@ def metrics(logits: Tensor, labels: Tensor, loss: float) -> Metrics:
 
 
 def metrics_table(splits: dict[str, Metrics], title: str) -> Table:
-    """A table with a column group for each split: one row a digit, then accuracy and loss.
+    """Makes a table with four columns per split: one row per digit, then accuracy and loss.
 
     Args:
         splits: Metrics by the name of the split.
-        title: Stands above the table.
+        title: Title of the table.
     """
-    table = Table(title=title, title_justify="left")
-    table.add_column("digit", justify="right")
-    for index, name in enumerate(splits):
-        for column in ("precision", "recall", "F1", "support"):
-            table.add_column(f"{name}\n{column}", justify="right", style="" if index % 2 else "bold")
-    for digit in range(CLASSES):
-        cells = []
-        for split in splits.values():
+    header, accuracy, loss = ["digit"], ["accuracy"], ["loss"]
+    digits = [[str(digit)] for digit in range(CLASSES)]
+    for name, split in splits.items():
+        header += [f"{name} {column}" for column in ("precision", "recall", "F1", "support")]
+        for digit, row in enumerate(digits):
             rates = (split.precision[digit], split.recall[digit], split.f1[digit])
-            cells += [f"{100 * rate:.2f}" for rate in rates] + [f"{split.support[digit]:,}"]
-        table.add_row(str(digit), *cells, end_section=digit == CLASSES - 1)
-    totals = [[f"{100 * s.accuracy:.2f} %", "", "", f"{sum(s.support):,}"] for s in splits.values()]
-    table.add_row("accuracy", *(cell for cells in totals for cell in cells))
-    losses = [[f"{s.loss:.4f}", "", "", ""] for s in splits.values()]
-    table.add_row("loss", *(cell for cells in losses for cell in cells))
-    return table
+            row += [*(f"{100 * rate:.2f}" for rate in rates), f"{split.support[digit]:,}"]
+        accuracy += [f"{100 * split.accuracy:.2f} %", "", "", f"{sum(split.support):,}"]
+        loss += [f"{split.loss:.4f}", "", "", ""]
+    return Table(title, header, [*digits, accuracy, loss])

@@ -1,32 +1,174 @@
-"""Reports as pages that need no network: the house's style, and pictures inside."""
+"""Tables, pictures and pages, the same for every verb: HTML pages need no network."""
 
 import base64
-from collections.abc import Iterable
-from html import escape
-from io import BytesIO
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO, StringIO
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from mnist_lightning.files import write_whole
 
+if TYPE_CHECKING:  # `VERB --help` answers before these are imported
+    from jinja2 import Environment
+    from matplotlib.figure import Figure
+    from rich.console import RenderableType
+    from rich.table import Table as RichTable
 
-def page(title: str, body: Iterable[str]) -> str:
-    """A whole page.
+_PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for pages, terminals, Markdown and CSV.
+
+    Attributes:
+        title: Stands above the table.
+        header: Names of the C columns.
+        rows: Cells [R, C]. The first column is left-aligned, the others are right-aligned.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown.
+
+        Example:
+            >>> print(Table("Digits", ["digit", "images"], [["7", 1028]]).markdown())
+            **Digits**
+            <BLANKLINE>
+            | digit | images |
+            | --- | ---: |
+            | 7 | 1028 |
+            <BLANKLINE>
+        """
+        rule = ["---", *["---:"] * (len(self.header) - 1)]
+        lines = (f"| {' | '.join(map(str, row))} |" for row in (self.header, rule, *self.rows))
+        return "\n".join([f"**{self.title}**", "", *lines, ""])
+
+    def csv(self) -> str:
+        """Header and rows as CSV."""
+        text = StringIO()
+        csv.writer(text).writerows([self.header, *self.rows])
+        return text.getvalue()
+
+    def __rich__(self) -> "RichTable":
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(title=Text(self.title), title_justify="left")
+        for index, name in enumerate(self.header):
+            table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        return table
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page that was written, and its main results for the terminal, where rich prints them.
+
+    Attributes:
+        page: Path of the page.
+        tables: Main tables.
+        lines: Main results in words.
+        left_out: One line for each input that could not be used.
+    """
+
+    page: Path
+    tables: Sequence[Table]
+    lines: Sequence[str]
+    left_out: Sequence[str]
+
+    def __rich_console__(self, *_: Any) -> "Iterator[RenderableType]":
+        from functools import partial
+
+        from rich.text import Text
+
+        # Lines and paths are not wrapped, so that scripts can read them.
+        line = partial(Text, no_wrap=True, overflow="ignore")
+        yield from (line(f"left out: {problem}") for problem in self.left_out)
+        yield from self.tables
+        yield from (line(f"  {text}") for text in self.lines)
+        yield line(str(self.page))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as PNG, for a page.
+
+    Attributes:
+        png: Content of the file.
+        caption: Text below the figure, and its description for screen readers.
+        wide: Whether the figure takes the whole width of a page.
+    """
+
+    png: bytes
+    caption: str
+    wide: bool = False
+
+    @property
+    def url(self) -> str:
+        """The picture as a data URL."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+def picture(figure: "Figure", caption: str, path: Path | None = None) -> Picture:
+    """Renders a figure, and also writes it to a file.
 
     Args:
-        title: Plain text.
-        body: HTML.
+        figure: The figure.
+        caption: Text below the figure.
+        path: PNG file to write. None for none.
     """
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    return template.replace("__TITLE__", escape(title)).replace("__BODY__", "\n".join(body))
-
-
-def picture(figure: Figure, caption: str, path: Path) -> str:
-    """Writes a figure to a PNG file, and gives it back as HTML that does not need the file."""
     content = BytesIO()
     figure.savefig(content, format="png", dpi=100)
-    write_whole(path, content.getvalue())
-    data = base64.b64encode(content.getvalue()).decode()
-    image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    if path is not None:
+        write_whole(path, content.getvalue())
+    return Picture(content.getvalue(), caption, wide=figure.get_figwidth() > 8)  # text would be too small at half width
+
+
+def render(template: str, **values: Any) -> str:
+    """Renders a template of the package. Values are escaped, so text from users stays text.
+
+    Args:
+        template: Path below the package, such as `evaluation/templates/page.html`.
+        **values: Values of the template's variables.
+    """
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_PACKAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Style sheets and scripts are trusted files of the package.
+    environment.globals["inline"] = lambda file: Markup((_PACKAGE / file).read_text(encoding="utf-8"))
+    return environment
+
+
+def print_result(result: object) -> None:
+    """Prints a verb's result.
+
+    Args:
+        result: A path, a line, or an object that rich can show.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a pipe or a file has no width
+        console.width = 240
+    is_text = not hasattr(result, "__rich__") and not hasattr(result, "__rich_console__")
+    console.print(str(result) if is_text else result, soft_wrap=is_text, markup=False, crop=False)

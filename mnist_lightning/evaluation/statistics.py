@@ -1,7 +1,4 @@
-"""What a difference between models is worth: intervals, tests, calibration.
-
-Everything here takes numbers and gives numbers; who compares runs puts them in words.
-"""
+"""Confidence intervals, significance tests and calibration error, from arrays of predictions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +13,14 @@ Float = NDArray[np.floating[Any]]
 
 
 def mcnemar(first: Correct, second: Correct) -> float:
-    """The exact test of McNemar (1947): whether two models are equally often right on the same images.
+    """Computes McNemar's exact test (McNemar 1947) for two models on the same images.
 
-    Only images that one model has right and the other has wrong count; if both are equally good, each of them goes
-    either way with probability one half.
+    The null hypothesis is equal accuracy. Only images that exactly one model classifies correctly count. Under the null
+    hypothesis, each model is the correct one with probability one half.
 
     Args:
-        first: bool [N], where one model is right.
-        second: bool [N], where the other is.
+        first: Correctness of the first model's predictions, bool [N].
+        second: Correctness of the second model's predictions, bool [N].
 
     Returns:
         The two-sided p-value.
@@ -38,7 +35,7 @@ def mcnemar(first: Correct, second: Correct) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusts p-values for the number of tests (Holm 1979), so that all together err in 5 % at the most.
+    """Adjusts p-values for multiple tests (Holm 1979), which controls the family-wise error rate.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -53,24 +50,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def bootstrapped_accuracies(groups: Sequence[Correct | Float], draws: int = 2_000, seed: int = 0) -> Float:
-    """Mean accuracies of groups of runs, had there been other test images and other seeds.
+    """Bootstraps the mean accuracy of each group of runs, over test images and seeds.
 
-    Each draw takes as many images, with replacement, and the same ones for all groups; and as many runs of each group,
-    with replacement. A group of one run says nothing about seeds: its spread is that of the images alone.
+    Each draw resamples the N images with replacement, the same ones for all groups, and the n runs of each group with
+    replacement. The spread of a group of one run is that of the images alone.
 
     Args:
-        groups: bool [n, N] each, where each of a group's n runs is right; N is the same for all. Or float, of any
-            other share of each image.
-        draws: Number of draws R.
-        seed: Of the random numbers.
+        groups: Correctness of each group's n runs on the N images, bool [n, N]. A float array bootstraps any other
+            value per image. N is the same for all groups.
+        draws: Number of bootstrap draws R.
+        seed: Seed of the random numbers.
 
     Returns:
-        [groups, R]. The 2.5th and 97.5th percentile of a row, or of the difference of two rows, are the ends of a 95 %
-        interval.
+        Mean accuracies [G, R] of the G groups. The 2.5th and 97.5th percentiles of a row, or of the difference of two
+        rows, bound a 95 % confidence interval.
 
     Example:
-        >>> right = np.arange(1_000) % 10 > 0
-        >>> low, high = np.percentile(bootstrapped_accuracies([right[None]])[0], [2.5, 97.5])
+        >>> correct = np.arange(1_000) % 10 > 0
+        >>> low, high = np.percentile(bootstrapped_accuracies([correct[None]])[0], [2.5, 97.5])
         >>> bool(0.87 < low < 0.89 < 0.91 < high < 0.93)
         True
     """
@@ -78,11 +75,11 @@ def bootstrapped_accuracies(groups: Sequence[Correct | Float], draws: int = 2_00
     images = groups[0].shape[1]
     runs = np.concatenate(groups).astype(np.float32)
     accuracies = np.empty((len(runs), draws))
-    for start in range(0, draws, 200):  # a part at a time, because the weights of all draws would take gigabytes
+    for start in range(0, draws, 200):  # the weights of all draws at once would take gigabytes
         count = min(200, draws - start)
-        drawn = random.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images).astype(np.float32)
-        accuracies[:, start : start + count] = runs @ times.T / images
+        samples = random.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
+        weights = np.bincount(samples.ravel(), minlength=count * images).reshape(count, images).astype(np.float32)
+        accuracies[:, start : start + count] = runs @ weights.T / images
     means = np.empty((len(groups), draws))
     first = 0
     for row, group in enumerate(groups):
@@ -93,36 +90,36 @@ def bootstrapped_accuracies(groups: Sequence[Correct | Float], draws: int = 2_00
 
 
 def calibration_bins(logits: Float, labels: NDArray[np.int64], bins: int = 15) -> tuple[Float, Float, Float]:
-    """Confidence beside accuracy, in bins of equal width (Guo et al. 2017, "On calibration of modern neural networks").
+    """Bins images by confidence (Guo et al. 2017, "On calibration of modern neural networks").
 
     Args:
-        logits: [N, 10].
-        labels: [N].
-        bins: Number of bins B.
+        logits: Logits [N, 10].
+        labels: Labels [N].
+        bins: Number of bins B, of equal width.
 
     Returns:
-        Each bin's share of the images, mean confidence and accuracy, [B] each; the latter two are 0 where the bin is
-        empty.
+        Share of the images, mean confidence and accuracy of each bin, [B] each. Confidence and accuracy of an empty bin
+        are 0.
     """
     probabilities = softmax(logits.astype(np.float64), axis=1)
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
+    correct = probabilities.argmax(axis=1) == labels
     bin_ = np.minimum((confidence * bins).astype(int), bins - 1)
     counts = np.bincount(bin_, minlength=bins)
     filled = np.maximum(counts, 1)
     return (
         counts / len(labels),
         np.bincount(bin_, weights=confidence, minlength=bins) / filled,
-        np.bincount(bin_, weights=right, minlength=bins) / filled,
+        np.bincount(bin_, weights=correct, minlength=bins) / filled,
     )
 
 
 def expected_calibration_error(logits: Float, labels: NDArray[np.int64], bins: int = 15) -> float:
-    """Mean distance between confidence and accuracy over the bins, weighted by their images (Guo et al. 2017, eq. 3).
+    """Computes the expected calibration error (ECE): mean |confidence - accuracy| per image (Guo et al. 2017, eq. 3).
 
     Example:
-        >>> sure = 9 * np.eye(10)[[3, 3]]
-        >>> round(expected_calibration_error(sure, np.array([3, 5])), 3)
+        >>> logits = 9 * np.eye(10)[[3, 3]]
+        >>> round(expected_calibration_error(logits, np.array([3, 5])), 3)
         0.499
     """
     share, confidence, accuracy = calibration_bins(logits, labels, bins)

@@ -1,38 +1,37 @@
-"""Through which superpixels and which edges a GNN recognises a digit."""
+"""Explains a GNN's prediction: evidence of each superpixel, importance of each edge."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.explain import AttentionExplainer, Explainer, ExplainerAlgorithm, GNNExplainer
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 
-from mnist_lightning.classifier import CLASSES
+from mnist_lightning.data.sources import CLASSES
 from mnist_lightning.data.superpixels import superpixel_graphs
 from mnist_lightning.errors import InputError, one_line
+from mnist_lightning.explain import Method
 from mnist_lightning.models.gnn import GNN
-
-Method = Literal["gradient", "occlusion", "gnn_explainer", "attention"]
 
 
 @dataclass(frozen=True)
 class Connectivity:
-    """Why a GNN gave one digit its class.
+    """Explanation of a GNN's prediction for one digit.
 
     Attributes:
         image: uint8 [28, 28], the digit.
-        label: Its class, where that is known.
-        segments: uint8 [28, 28], the node that each pixel belongs to.
-        x: float [N, 2], each node's mean intensity and its share of the image's pixels.
-        pos: float [N, 2], its centroid: row and column in [0, 1], the row from the top.
-        edge_index: int64 [2, E], where each edge comes from and goes to.
+        label: Class of the digit, None if unknown.
+        segments: uint8 [28, 28], the node of each pixel.
+        x: float [N, 2], mean intensity of each node and its share of the image's pixels.
+        pos: float [N, 2], centroid of each node: row and column in [0, 1], row 0 at the top.
+        edge_index: int64 [2, E], source and target node of each edge.
         logits: float [10].
-        node_evidence: float [N, 10], what each node adds to each logit; its sum over the nodes are the logits.
-        edge_importance: float [E], what each edge adds to the logit of `target`, by `method`.
-        target: The class that the edges' importance is about.
-        method: How the edges' importance was found.
-        embeddings: float [N, C] for each layer: before the first round of message passing and after each.
+        node_evidence: float [N, 10], contribution of each node to each logit. The sum over the nodes equals the logits.
+        edge_importance: float [E], contribution of each edge to the logit of `target`, measured by `method`.
+        target: Class that `edge_importance` explains.
+        method: Method that computed `edge_importance`.
+        embeddings: Node embeddings, float [N, C] each: before the first message-passing layer and after every layer.
     """
 
     image: Tensor
@@ -60,7 +59,7 @@ class Connectivity:
 
     @property
     def probabilities(self) -> Tensor:
-        """Float [10]."""
+        """Probabilities of the classes, float [10]."""
         return self.logits.softmax(dim=0)
 
 
@@ -71,41 +70,40 @@ def connectivity(
     target: int | None = None,
     method: Method | ExplainerAlgorithm = "gradient",
 ) -> Connectivity:
-    """Explains a GNN's answer on one digit.
+    """Explains a GNN's prediction for one digit.
 
     Args:
-        model: A trained one, in evaluation mode, on any device.
-        image: uint8 [28, 28], light on dark.
-        label: Its class, to be shown beside the answer.
-        target: The class that the edges' importance shall be about; the predicted one, if not given.
-        method: How to find it. `gradient`: how fast the logit falls as the edge's messages are faded out. `occlusion`:
-            how far it falls without the edge. `gnn_explainer`: the mask of Ying et al. 2019 ("GNNExplainer"), in
-            [0, 1]. `attention`: the mean attention coefficient, of a GNN that has some (`conv: gat`). Or any algorithm
-            of `torch_geometric.explain` that gives edges a mask.
+        model: Trained GNN in evaluation mode, on any device.
+        image: Digit, uint8 [28, 28], light on dark.
+        label: Class of the digit, shown beside the prediction.
+        target: Class whose logit the edge importance explains. Default: the predicted class.
+        method: Measure of edge importance. `gradient`: derivative of the logit by the strength of the edge's messages.
+            `occlusion`: decrease of the logit without the edge. `gnn_explainer`: mask in [0, 1] of Ying et al. 2019
+            ("GNNExplainer"). `attention`: mean attention coefficient, for a GNN with `conv: gat`. You can also pass an
+            algorithm of `torch_geometric.explain` that computes an edge mask.
 
     Raises:
-        InputError: If the image, the class or the method cannot be right.
+        InputError: If the image, target or method is invalid, or the method does not support the model.
 
     Example:
         >>> from mnist_lightning import GNN
         >>> from mnist_lightning.data.sources import read
         >>> images, labels = read("digits", train=False)
-        >>> found = connectivity(GNN().eval(), images[7], int(labels[7]))
-        >>> torch.allclose(found.node_evidence.sum(0), found.logits, atol=1e-4)
+        >>> explanation = connectivity(GNN().eval(), images[7], int(labels[7]))
+        >>> torch.allclose(explanation.node_evidence.sum(0), explanation.logits, atol=1e-4)
         True
     """
     if image.shape != (28, 28) or image.dtype != torch.uint8:
-        raise InputError(
-            f"the image is {str(image.dtype).removeprefix('torch.')} {list(image.shape)}, not uint8 [28, 28]"
-        )
+        raise InputError(f"image must be torch.uint8 [28, 28], got {image.dtype} {list(image.shape)}")
     if target is not None and not 0 <= target < CLASSES:
-        raise InputError(f"target is {target}; it must be a class from 0 to {CLASSES - 1}")
+        raise InputError(f"target must be a class from 0 to {CLASSES - 1}, got {target}")
     graph = superpixel_graphs(image[None])
     x, edge_index, pos = (part.to(model.device) for part in (graph.x, graph.edges.long(), graph.pos))
+    neighbors = edge_index[0].view(len(x), -1)  # the fast path of `classify`, for the same logits
     with torch.no_grad():
-        embeddings = model.embeddings(x, edge_index, pos)
+        embeddings = model.embeddings(x, edge_index, pos, neighbors)
         evidence = model.evidence(x, embeddings[-1])
-        logits = model(x, edge_index, pos)[0]
+        logits = model(x, edge_index, pos, neighbors=neighbors)[0]
     target = int(logits.argmax()) if target is None else target
     importance = edge_importance(model, x, edge_index, pos, target, method)
     return Connectivity(
@@ -132,21 +130,21 @@ def edge_importance(
     target: int,
     method: Method | ExplainerAlgorithm = "gradient",
 ) -> Tensor:
-    """What each edge of one graph adds to the logit of a class.
+    """Computes the contribution of each edge to the logit of a class.
 
     Args:
-        model: A trained one, in evaluation mode.
-        x: float [N, 2].
-        edge_index: int64 [2, E].
-        pos: float [N, 2].
-        target: The class.
-        method: As in `connectivity`.
+        model: Trained GNN in evaluation mode.
+        x: Node features of one graph, float [N, 2].
+        edge_index: Edges, int64 [2, E].
+        pos: Node positions, float [N, 2].
+        target: Class to explain.
+        method: Measure of edge importance; see `connectivity`.
 
     Returns:
         float [E].
 
     Raises:
-        InputError: If there is no such method, or the model is not made for it.
+        InputError: If the method is unknown or does not support the model.
     """
     if method == "gradient":
         return _gradient(model, x, edge_index, pos, target)
@@ -157,13 +155,13 @@ def edge_importance(
     elif method == "attention":
         method = AttentionExplainer()
     elif isinstance(method, str):
-        raise InputError(f"unknown method {method!r}: there are {', '.join(get_args(Method))}")
+        raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     return _by_algorithm(model, x, edge_index, pos, target, method)
 
 
 def _gradient(model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int) -> Tensor:
-    """The derivative by a factor on the edge's messages in all layers, where that factor is 1."""
-    factor = nn.Parameter(torch.ones(edge_index.shape[1], device=x.device))  # of anything else PyG would make a copy
+    """Derivative of the logit by a factor of 1 on the edge's messages in all layers."""
+    factor = nn.Parameter(torch.ones(edge_index.shape[1], device=x.device))  # PyG copies any other tensor
     set_masks(model, factor, edge_index, apply_sigmoid=False)
     try:
         logit = model(x, edge_index, pos)[0, target]
@@ -173,35 +171,36 @@ def _gradient(model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: in
 
 
 def _occlusion(model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int, at_once: int = 128) -> Tensor:
-    """The logit's fall without the edge: one copy of the graph for each edge."""
+    """Decrease of the logit without the edge: runs one copy of the graph per edge, `at_once` in a batch."""
     nodes, edges = len(x), torch.arange(edge_index.shape[1], device=x.device)
-    falls = []
+    decreases = []
     with torch.no_grad():
-        whole = model(x, edge_index, pos)[0, target]
+        intact = model(x, edge_index, pos)[0, target]
         for removed in torch.split(edges, at_once):
             copies = len(removed)
             kept = edges != removed[:, None]  # [copies, E]
             copy = torch.arange(copies, device=x.device)
             graphs = (edge_index[:, None] + nodes * copy[:, None])[:, kept]
             batch = copy.repeat_interleave(nodes)
-            falls.append(whole - model(x.repeat(copies, 1), graphs, pos.repeat(copies, 1), batch)[:, target])
-    return torch.cat(falls)
+            decreases.append(intact - model(x.repeat(copies, 1), graphs, pos.repeat(copies, 1), batch)[:, target])
+    return torch.cat(decreases)
 
 
 def _by_algorithm(
     model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int, algorithm: ExplainerAlgorithm
 ) -> Tensor:
+    """Edge mask of one of PyG's algorithms."""
+    is_attention = isinstance(algorithm, AttentionExplainer)  # the same for all classes
     try:
         explainer = Explainer(
             model,
             algorithm,
-            # Of the class that is asked about, where the algorithm can; attention is the same for all classes.
-            explanation_type="model" if isinstance(algorithm, AttentionExplainer) else "phenomenon",
+            explanation_type="model" if is_attention else "phenomenon",  # a phenomenon has a target
             edge_mask_type="object",
             model_config={"mode": "multiclass_classification", "task_level": "graph", "return_type": "raw"},
         )
-        about = None if isinstance(algorithm, AttentionExplainer) else torch.tensor([target], device=x.device)
-        explanation = explainer(x, edge_index, pos=pos, target=about)
+        targets = None if is_attention else torch.tensor([target], device=x.device)
+        explanation = explainer(x, edge_index, pos=pos, target=targets)
     except ValueError as error:
         raise InputError(f"{type(algorithm).__name__} cannot explain this model: {one_line(error)}") from error
     mask: Tensor = explanation.edge_mask

@@ -1,78 +1,80 @@
-"""The connectivity visualiser: one HTML file that needs no network."""
+"""The interactive page of a GNN's connectivity: one HTML file that needs no network."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mnist_lightning.evaluation.page import render
 from mnist_lightning.explain.connectivity import Connectivity
 
-COMPONENTS = 3  # principal components of the embeddings that can be shown
+COMPONENTS = 3  # principal components of the embeddings that the page offers
 
 
-def connectivity_page(found: Sequence[Connectivity], names: Sequence[str], model: str) -> str:
-    """The page's HTML, with all data and the script inside.
+def connectivity_page(explanations: Sequence[Connectivity], names: Sequence[str], model: str) -> str:
+    """Renders the page with its data.
 
     Args:
-        found: One explanation a digit; all by the same model and method.
-        names: What each digit is called.
-        model: What the model is called.
+        explanations: Explanations of digits, all by the same model and method.
+        names: Name of each digit.
+        model: Name of the model.
+
+    Returns:
+        The page as HTML.
 
     Example:
         >>> from mnist_lightning import GNN
         >>> from mnist_lightning.data.sources import read
         >>> from mnist_lightning.explain.connectivity import connectivity
-        >>> found = connectivity(GNN().eval(), read("digits", train=False)[0][7])
-        >>> connectivity_page([found], ["digits, test image 7"], "GNN").startswith("<!DOCTYPE html>")
+        >>> explanation = connectivity(GNN().eval(), read("digits", train=False)[0][7])
+        >>> connectivity_page([explanation], ["digits, test image 7"], "GNN").startswith("<!DOCTYPE html>")
         True
     """
     data = {
         "model": model,
-        "method": found[0].method.replace("_", " "),
-        "digits": [_digit(one, name) for one, name in zip(found, names, strict=True)],
+        "method": explanations[0].method.replace("_", " "),
+        "digits": [_data(one, name) for one, name in zip(explanations, names, strict=True)],
     }
-    # Inside a script element only `</` would end the data early.
-    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
-    return Path(__file__).with_name("page.html").read_text(encoding="utf-8").replace("__DATA__", text)
+    return render("explain/templates/connectivity.html", data=data)
 
 
-def _digit(found: Connectivity, name: str) -> dict[str, Any]:
+def _data(explanation: Connectivity, name: str) -> dict[str, Any]:
+    """A digit and its explanation as plain values, for the page's script."""
+    intensity = explanation.x[:, 0]
     return {
         "name": name,
-        "label": found.label,
-        "target": found.target,
-        "image": found.image.flatten().tolist(),
-        "segments": found.segments.flatten().tolist(),
-        "x": _rounded(found.x),
-        "pos": _rounded(found.pos),
-        "edges": found.edge_index.t().tolist(),
-        "importance": _rounded(found.edge_importance),
-        "logits": _rounded(found.logits),
-        "probabilities": _rounded(found.probabilities),
-        "evidence": _rounded(found.node_evidence),
-        "embeddings": [_rounded(principal_components(layer, found.x[:, 0])) for layer in found.embeddings],
+        "label": explanation.label,
+        "target": explanation.target,
+        "image": explanation.image.flatten().tolist(),
+        "segments": explanation.segments.flatten().tolist(),
+        "x": _rounded(explanation.x),
+        "pos": _rounded(explanation.pos),
+        "edges": explanation.edge_index.t().tolist(),
+        "importance": _rounded(explanation.edge_importance),
+        "logits": _rounded(explanation.logits),
+        "probabilities": _rounded(explanation.probabilities),
+        "evidence": _rounded(explanation.node_evidence),
+        "embeddings": [_rounded(principal_components(layer, intensity)) for layer in explanation.embeddings],
     }
 
 
 def _rounded(values: Tensor) -> Any:
-    """Four significant digits: nobody sees more, and the page is a third of the size."""
+    """Nested lists with four significant digits: more are invisible and would triple the page's size."""
     if values.ndim > 1:
         return [_rounded(row) for row in values]
     return [float(f"{value:.4g}") for value in values.tolist()]
 
 
 def principal_components(embeddings: Tensor, intensity: Tensor, components: int = COMPONENTS) -> Tensor:
-    """The nodes' coordinates along the directions in which their embeddings vary most.
+    """Computes the node embeddings' principal components.
 
-    A direction's sign means nothing; it is chosen so that ink gets the larger values, in every layer.
+    The sign of a component is arbitrary. It is chosen so that ink has the larger values, in every layer.
 
     Args:
-        embeddings: float [N, C].
-        intensity: float [N].
-        components: How many; columns of zeros where there are fewer.
+        embeddings: Node embeddings, float [N, C].
+        intensity: Mean intensity of each node, float [N].
+        components: Number of components. Missing ones are zeros.
 
     Returns:
         float [N, components].

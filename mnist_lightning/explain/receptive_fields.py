@@ -1,4 +1,4 @@
-"""Where on the picture the units of a convolutional model's maps look."""
+"""Positions of a convolutional model's feature map units on the input image."""
 
 from collections import Counter
 from itertools import dropwhile
@@ -13,24 +13,36 @@ SIDE = 28  # pixels of a digit
 
 
 class Grid(NamedTuple):
-    """Where the units of maps look, along one axis of the picture: unit i at pixel `first + i * step`."""
+    """Centres of the receptive fields of a feature map's units, along one axis of the image.
+
+    Attributes:
+        units: Number of units along the axis.
+        first: Pixel at the centre of unit 0.
+        step: Distance of neighbouring centres in pixels.
+    """
 
     units: int
     first: float
     step: float
 
     def weights(self) -> Tensor:
-        """Float [28, units], of bilinear interpolation; beyond the outermost units the map falls to 0."""
+        """Weights of bilinear interpolation, float [28, units]. The map falls to 0 beyond its outermost units."""
         centres = self.first + self.step * torch.arange(self.units)
         return (1 - (torch.arange(SIDE)[:, None] - centres).abs() / self.step).clamp_min(0)
 
     def resized(self, units: int) -> "Grid":
-        """Of maps with more or fewer units, that cover the same part of the picture."""
+        """Returns the grid of a feature map that covers the same part of the image with another number of units."""
         step = self.step * self.units / units
         return Grid(units, self.first + (step - self.step) / 2, step)
 
     def behind(self, layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, axis: int, units: int) -> "Grid":
-        """Of the maps that a layer makes of these, along an axis (0 or 1)."""
+        """Returns the grid of a layer's output, given the grid of its input.
+
+        Args:
+            layer: Convolution or pooling.
+            axis: Axis of the image: 0 for rows, 1 for columns.
+            units: Number of output units along the axis.
+        """
         kernel, stride, dilation = (
             _along(axis, value) for value in (layer.kernel_size, layer.stride, getattr(layer, "dilation", 1))
         )
@@ -45,17 +57,19 @@ def _along(axis: int, sizes: int | tuple[int, ...]) -> int:
 
 
 def spatial_layers(model: Classifier) -> dict[nn.Module, tuple[Grid, Grid]]:
-    """Modules that give maps of more than one unit, from the first convolution on, in the order in which they end.
+    """Finds the modules that output feature maps of more than one unit, from the first convolution on.
+
+    Modules that are called more than once are left out. The function runs the model on one blank digit. It computes the
+    grids of convolutions and poolings from their arguments. All other changes of size are assumed to be uniform: a crop
+    or a padding of the image before the first module, a resampling of the maps after it.
 
     Returns:
-        For each module, where its units look: along the rows and along the columns. Convolutions and poolings say it
-        themselves. What else changes the size of maps is taken to do so evenly: to crop or pad the picture before the
-        first module, to stretch or shrink maps after it.
+        The grids along rows and columns of each module, in the order of execution.
     """
-    # By the number of units: maps of one size look at the same places, or they could be neither added nor joined.
+    # Keyed by the number of units: maps of one size share their grid, because models add and concatenate them.
     known: tuple[dict[int, Grid], dict[int, Grid]] = ({}, {})
-    found: dict[nn.Module, tuple[Grid, Grid]] = {}
-    uses: Counter[nn.Module] = Counter()
+    layers: dict[nn.Module, tuple[Grid, Grid]] = {}
+    calls: Counter[nn.Module] = Counter()
 
     def grid(axis: int, maps: Tensor) -> Grid:
         grids, units = known[axis], maps.shape[2 + axis]
@@ -65,8 +79,8 @@ def spatial_layers(model: Classifier) -> dict[nn.Module, tuple[Grid, Grid]]:
             grids[units] = list(grids.values())[-1].resized(units)
         return grids[units]
 
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        uses[module] += 1
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls[module] += 1
         if not all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in (*inputs[:1], output)):
             return
         for axis in (0, 1):
@@ -74,13 +88,13 @@ def spatial_layers(model: Classifier) -> dict[nn.Module, tuple[Grid, Grid]]:
             if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
                 known[axis][units] = before.behind(module, axis, units)
         if min(output.shape[2:]) > 1:
-            found[module] = (grid(0, output), grid(1, output))
+            layers[module] = (grid(0, output), grid(1, output))
 
-    hooks = [module.register_forward_hook(note) for module in model.modules() if module is not model]
+    hooks = [module.register_forward_hook(record) for module in model.modules() if module is not model]
     try:
         model.classify(torch.zeros(1, SIDE, SIDE, dtype=torch.uint8))
     finally:
         for hook in hooks:
             hook.remove()
-    convolved = dropwhile(lambda layer: not isinstance(layer[0], nn.Conv2d), found.items())
-    return {module: grids for module, grids in convolved if uses[module] == 1}  # of two outputs Captum takes either
+    convolved = dropwhile(lambda layer: not isinstance(layer[0], nn.Conv2d), layers.items())
+    return {module: grids for module, grids in convolved if calls[module] == 1}  # Captum needs a single output

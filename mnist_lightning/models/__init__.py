@@ -1,4 +1,4 @@
-"""One architecture a file."""
+"""Architectures, one per file."""
 
 from mnist_lightning.models.cnn import CNN
 from mnist_lightning.models.densenet import DenseNet

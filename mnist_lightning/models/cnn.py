@@ -12,25 +12,28 @@ from mnist_lightning.models.mlp import ACTIVATIONS, Activation, dense_layers
 
 
 class CNN(Classifier):
-    """Blocks of convolution, batch norm, max-pooling and activation; then dense layers.
+    """Blocks of convolution, batch norm, max-pooling and activation, then dense layers.
 
-    Pooling comes before the activation: for the activations offered, all of them increasing, the result is the
-    same, at a quarter of the work.
+    Pooling comes before the activation, which then has a quarter of the values to process. The result is the same,
+    because all activations on offer are increasing functions.
 
     Args:
-        channels: Output channels of each block's convolution.
-        kernel_size: Side of the kernels, one for all blocks or one for each.
-        padding: `same` keeps the side of the picture, `valid` pads nothing.
-        crop: Pixels that are cut off at each edge; nearly all of MNIST's digits leave four of them free.
-        batch_norm: Batch normalisation after each convolution; `pooled`: after the max-pooling, where a quarter of
-            the values are left to be normalised.
-        pool: Side and stride of the max-pooling; 1 for none.
-        activation: Of the blocks.
-        dropout: Probability of leaving out a feature between the blocks and the dense layers.
-        widths: Units of each hidden dense layer.
-        dense_activation: Of the dense layers; the blocks' if not given.
-        dense_dropout: Probability of leaving out a unit of a hidden dense layer.
+        channels: Number of output channels of each block's convolution.
+        kernel_size: Kernel size, one for all blocks or one per block.
+        padding: `same` keeps the resolution, `valid` is no padding.
+        crop: Number of pixels to cut off at each edge. Nearly all digits of MNIST leave 4 pixels blank.
+        batch_norm: Whether to add batch norm after each convolution. `pooled` adds it after the max-pooling, where it
+            has a quarter of the values to normalise.
+        pool: Kernel size and stride of the max-pooling, 1 for none.
+        activation: Activation function of the blocks.
+        dropout: Dropout probability of the features between the blocks and the dense layers.
+        widths: Number of units in each hidden dense layer.
+        dense_activation: Activation function of the dense layers, or None for that of the blocks.
+        dense_dropout: Dropout probability of the units in the hidden dense layers.
         **training: Loss, optimiser and schedule, as in `Classifier`.
+
+    Raises:
+        InputError: If an argument is out of range, or the blocks leave no pixels.
 
     Example:
         >>> model = CNN(channels=[30, 15], kernel_size=[5, 3], padding="valid", batch_norm=False, widths=[128, 50])
@@ -56,11 +59,11 @@ class CNN(Classifier):
         super().__init__(**training)
         sizes = [kernel_size] * len(channels) if isinstance(kernel_size, int) else kernel_size
         if len(sizes) != len(channels):
-            raise InputError(f"kernel_size has {len(sizes)} entries for {len(channels)} blocks; give one or one each")
+            raise InputError(f"kernel_size must be one number or one per block ({len(channels)}), got {len(sizes)}")
         if min([pool, *channels, *sizes]) < 1:
-            raise InputError("channels, kernel_size and pool are numbers of 1 or more")
+            raise InputError(f"channels, kernel_size and pool must be 1 or more, got {channels}, {kernel_size}, {pool}")
         if not 0 <= crop < 14:
-            raise InputError(f"crop is {crop}; it must be at least 0 and below 14, half of the picture")
+            raise InputError(f"crop must be from 0 to 13, less than half of the image, got {crop}")
         self.crop = crop
         blocks: list[nn.Module] = [Standardize()]
         inputs, side = 1, 28 - 2 * crop
@@ -68,7 +71,7 @@ class CNN(Classifier):
             side = (side if padding == "same" else side - size + 1) // pool
             if side < 1:
                 raise InputError(
-                    f"nothing is left of the picture after kernel_size {size}, pool {pool} and crop {crop}"
+                    f"kernel_size {kernel_size}, pool {pool} and crop {crop} leave no pixels; use fewer blocks"
                 )
             blocks.append(nn.Conv2d(inputs, outputs, size, padding=padding))
             if batch_norm is True:

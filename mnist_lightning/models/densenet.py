@@ -14,8 +14,8 @@ class DenseLayer(nn.Module):
     """Batch norm, ReLU, 1x1 convolution to 4k maps, batch norm, ReLU, 3x3 convolution to k maps (section 3).
 
     Args:
-        inputs: Channels that come in.
-        growth_rate: Maps k that the layer adds.
+        inputs: Number of input channels.
+        growth_rate: Number of feature maps k that the layer adds.
     """
 
     def __init__(self, inputs: int, growth_rate: int) -> None:
@@ -31,20 +31,20 @@ class DenseLayer(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps [B, inputs, S, S] to [B, inputs + k, S, S]."""
+        """Maps feature maps [B, inputs, S, S] to [B, inputs + k, S, S]."""
         return torch.cat([maps, self.layers(maps)], dim=1)
 
 
 class DenseNet(Classifier):
     """DenseNet-BC (Huang, Liu, van der Maaten and Weinberger 2017, "Densely connected convolutional networks").
 
-    Sized for 28x28: the stem is a 3x3 convolution and max-pooling, so that the first block works on 14x14.
+    The stem suits 28x28 images: a 3x3 convolution and max-pooling, so the first block works on 14x14.
 
     Args:
-        growth_rate: Maps k that each layer adds.
-        blocks: Layers of each dense block.
-        stem: Channels before the first block.
-        compression: Share of the maps that a transition keeps (the paper's theta).
+        growth_rate: Number of feature maps k that each layer adds.
+        blocks: Number of layers in each dense block.
+        stem: Number of channels before the first block.
+        compression: Fraction of the feature maps that a transition keeps (theta in the paper).
         **training: Loss, optimiser and schedule, as in `Classifier`.
 
     Example:
@@ -64,7 +64,7 @@ class DenseNet(Classifier):
         layers: list[nn.Module] = [Standardize(), conv(1, stem, 3), nn.MaxPool2d(2)]
         width = stem
         for index, count in enumerate(blocks):
-            if index > 0:  # a transition
+            if index > 0:  # transition layer
                 kept = int(width * compression)
                 layers += [nn.BatchNorm2d(width), nn.ReLU(), conv(width, kept, 1), nn.AvgPool2d(2)]
                 width = kept

@@ -1,4 +1,4 @@
-"""How a superpixel hears from its neighbours: the GNN's message passing."""
+"""Message-passing layers of the GNN: all are called as `layer(h, edge_index, geometry, neighbors)`."""
 
 from typing import cast
 
@@ -6,40 +6,40 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GCNConv, GINConv, MessagePassing, ResGatedGraphConv
 
-GEOMETRY = 4  # numbers that describe an edge: see `edge_geometry`
+GEOMETRY = 4  # edge features, see `edge_geometry`
 
 
 def edge_geometry(x: Tensor, edge_index: Tensor, pos: Tensor) -> Tensor:
-    """Where each edge comes from, as seen from where it goes to.
+    """Computes edge features: the source node relative to the target node.
 
     Args:
-        x: float [N, F], the intensity first.
-        edge_index: int64 [2, E].
-        pos: float [N, 2].
+        x: Node features, float [N, F], the intensity first.
+        edge_index: Source and target node of each edge, int64 [2, E].
+        pos: Node positions, float [N, 2].
 
     Returns:
-        float [E, 4]: the relative position in eighths of the image's side (some two superpixels), its length, and the
-        difference of intensities.
+        float [E, 4]: relative position in eighths of the image's side (about one superpixel), distance, and difference
+        of intensities.
     """
     source, target = edge_index
-    away = (pos[source] - pos[target]) * 8
-    return torch.cat([away, away.norm(dim=1, keepdim=True), x[source, :1] - x[target, :1]], dim=1)
+    offset = (pos[source] - pos[target]) * 8
+    return torch.cat([offset, offset.norm(dim=1, keepdim=True), x[source, :1] - x[target, :1]], dim=1)
 
 
 class KernelConv(MessagePassing):  # type: ignore[misc]
-    """A convolution whose kernel is a function of the relative position, as nodes lie on no grid.
+    """Continuous convolution: the kernel is a function of the relative position, because nodes lie on no grid.
 
-    A small network turns an edge's geometry into K weights; the neighbours' values, summed by each of these weights,
-    and the node's own go through one linear map. That is the continuous convolution of Wang et al. 2018 ("Deep
-    parametric continuous convolutional neural networks", section 3), factorised as in Wu et al. 2019 ("PointConv",
-    section 3.3).
+    A small network maps an edge's features to K weights. Each weight gives one weighted sum of the neighbours'
+    embeddings. One linear map combines these K sums and the node's own embedding. See Wang et al. 2018 ("Deep
+    parametric continuous convolutional neural networks", section 3). The factorisation is from Wu et al. 2019
+    ("PointConv", section 3.3).
 
-    Sums, and no means: an edge's share in the result does not depend on the other edges.
+    The aggregation is a sum, not a mean, so the contribution of an edge does not depend on the other edges.
 
     Args:
-        width: Channels C, in and out.
-        kernels: Weights K of an edge.
-        hidden: Units of the network that makes them.
+        width: Number of input and output channels C.
+        kernels: Number of weights per edge K.
+        hidden: Number of hidden units of the small network.
     """
 
     def __init__(self, width: int, kernels: int = 8, hidden: int = 16) -> None:
@@ -48,17 +48,17 @@ class KernelConv(MessagePassing):  # type: ignore[misc]
         self.linear = nn.Linear((kernels + 1) * width, width, bias=False)
 
     def forward(self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None) -> Tensor:
-        """Maps values [N, C] to [N, C].
+        """Maps node embeddings [N, C] to [N, C].
 
         Args:
-            h: float [N, C].
-            edge_index: int64 [2, E].
-            geometry: float [E, 4], of `edge_geometry`.
-            neighbors: int64 [N, k], where all nodes hear from equally many and the edges are sorted: as `edge_index`
-                says, but faster.
+            h: Node embeddings, float [N, C].
+            edge_index: Source and target node of each edge, int64 [2, E].
+            geometry: Edge features of `edge_geometry`, float [E, 4].
+            neighbors: Source nodes of each node's incoming edges, int64 [N, k], in the order of `edge_index`, or None.
+                With them, one matrix product per node replaces the slower `propagate`.
         """
         weights = self.kernel(geometry)
-        if neighbors is None or self.explain:
+        if neighbors is None or self.explain:  # the masks of PyG's explainers act in `propagate`
             sums = self.propagate(edge_index, h=h.to(weights.dtype), weights=weights)
         else:
             nodes, k = neighbors.shape
@@ -68,37 +68,55 @@ class KernelConv(MessagePassing):  # type: ignore[misc]
         return mapped
 
     def message(self, h_j: Tensor, weights: Tensor) -> Tensor:
-        """What comes along each edge: [E, K C]."""
+        """Computes the message of each edge, [E, K C]."""
         return (weights.unsqueeze(2) * h_j.unsqueeze(1)).flatten(1)
 
 
+class GCN(GCNConv):  # type: ignore[misc]
+    """PyG's `GCNConv` (Kipf and Welling 2017). It ignores the geometry."""
+
+    def forward(self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None) -> Tensor:
+        """Maps node embeddings [N, C] to [N, C], see `KernelConv.forward`."""
+        return cast(Tensor, super().forward(h, edge_index))
+
+
+class GAT(GATConv):  # type: ignore[misc]
+    """PyG's `GATConv` (Velickovic et al. 2018), with the geometry as edge features."""
+
+    def forward(self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None) -> Tensor:
+        """Maps node embeddings [N, C] to [N, C], see `KernelConv.forward`."""
+        return cast(Tensor, super().forward(h, edge_index, geometry))
+
+
+class GIN(GINConv):  # type: ignore[misc]
+    """PyG's `GINConv` (Xu et al. 2019). It ignores the geometry."""
+
+    def forward(self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None) -> Tensor:
+        """Maps node embeddings [N, C] to [N, C], see `KernelConv.forward`."""
+        return cast(Tensor, super().forward(h, edge_index))
+
+
+class GatedGCN(ResGatedGraphConv):  # type: ignore[misc]
+    """PyG's `ResGatedGraphConv` (Bresson and Laurent 2017), with the geometry as edge features."""
+
+    def forward(self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None) -> Tensor:
+        """Maps node embeddings [N, C] to [N, C], see `KernelConv.forward`."""
+        return cast(Tensor, super().forward(h, edge_index, geometry))
+
+
 def convolution(name: str, width: int) -> MessagePassing:
-    """The message passing of one layer.
+    """Builds a message-passing layer.
 
     Args:
-        name: `kernel`, or one of PyG's: `gcn` (Kipf and Welling 2017), `gat` (Velickovic et al. 2018), `gin` (Xu et al.
-            2019), `gatedgcn` (Bresson and Laurent 2017).
-        width: Channels, in and out.
+        name: `kernel`, `gcn`, `gat`, `gin` or `gatedgcn`.
+        width: Number of input and output channels.
     """
     if name == "gcn":
-        return GCNConv(width, width)
+        return GCN(width, width)
     if name == "gat":
-        return GATConv(width, width // 4, heads=4, edge_dim=GEOMETRY)
+        return GAT(width, width // 4, heads=4, edge_dim=GEOMETRY)
     if name == "gin":
-        return GINConv(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)))
+        return GIN(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)))
     if name == "gatedgcn":
-        return ResGatedGraphConv(width, width, edge_dim=GEOMETRY)
+        return GatedGCN(width, width, edge_dim=GEOMETRY)
     return KernelConv(width)
-
-
-def convolve(
-    layer: MessagePassing, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None
-) -> Tensor:
-    """One round of message passing, by a layer that takes edge features or one that does not."""
-    if isinstance(layer, KernelConv):
-        heard = layer(h, edge_index, geometry, neighbors)
-    elif isinstance(layer, (GATConv, ResGatedGraphConv)):
-        heard = layer(h, edge_index, edge_attr=geometry)
-    else:
-        heard = layer(h, edge_index)
-    return cast(Tensor, heard)

@@ -13,13 +13,13 @@ class LeNet5(Classifier):
     """LeNet-5, with the paper's layers and widths.
 
     Source: LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition",
-    section II.B. It differs from the paper where practice has moved on: C3 sees all maps of S2 and not a hand-made
-    choice of them, the subsampling layers have no weights, tanh is not scaled, and the output is linear, for a
-    softmax, in place of distances to drawn digits.
+    section II.B. Four details follow current practice instead of the paper. C3 is connected to all maps of S2, not to a
+    hand-picked subset. The subsampling layers have no weights. Tanh is not scaled. The output layer is linear, for a
+    softmax; the paper uses distances to stylised digits.
 
     Args:
-        activation: `tanh` as in the paper, or another.
-        pooling: Subsampling by the mean, as in the paper, or by the maximum.
+        activation: Activation function; the paper uses `tanh`.
+        pooling: Subsampling by the mean (`avg`, as in the paper) or the maximum (`max`).
         **training: Loss, optimiser and schedule, as in `Classifier`.
 
     Example:
@@ -33,11 +33,11 @@ class LeNet5(Classifier):
         super().__init__(**training)
         subsampling = nn.AvgPool2d if pooling == "avg" else nn.MaxPool2d
         self.standardize = Standardize()
-        self.c1 = nn.Conv2d(1, 6, 5, padding=2)  # the paper's pictures are 32x32; ours are padded to that
+        self.c1 = nn.Conv2d(1, 6, 5, padding=2)  # pads 28x28 images to the paper's 32x32
         self.s2 = subsampling(2)
         self.c3 = nn.Conv2d(6, 16, 5)
         self.s4 = subsampling(2)
-        self.c5 = nn.Linear(16 * 5 * 5, 120)  # a 5x5 convolution of 5x5 maps
+        self.c5 = nn.Linear(16 * 5 * 5, 120)  # equivalent to the paper's 5x5 convolution of 5x5 maps
         self.f6 = nn.Linear(120, 84)
         self.output = nn.Linear(84, CLASSES)
         self.activation = ACTIVATIONS[activation]()

@@ -14,14 +14,14 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn
 def dense_layers(
     features: int, widths: Sequence[int], activation: Activation, batch_norm: bool, dropout: float
 ) -> nn.Sequential:
-    """Hidden layers (linear, batch norm, activation, dropout) of these widths, and the linear layer to the logits.
+    """Builds hidden layers (linear, batch norm, activation, dropout) and the linear layer to the logits.
 
     Args:
-        features: Inputs of the first layer.
-        widths: Units of each hidden layer; none is a linear classifier.
-        activation: Of the hidden layers.
-        batch_norm: Normalises each hidden layer before its activation.
-        dropout: Probability of leaving out a hidden unit.
+        features: Number of input features.
+        widths: Number of units in each hidden layer. An empty list gives a linear classifier.
+        activation: Activation function of the hidden layers.
+        batch_norm: Whether to add batch norm before each activation.
+        dropout: Dropout probability of the hidden units.
     """
     layers: list[nn.Module] = []
     for width in widths:
@@ -39,10 +39,10 @@ class MLP(Classifier):
     """Multilayer perceptron (Rumelhart, Hinton and Williams 1986).
 
     Args:
-        widths: Units of each hidden layer; `[]` is multinomial logistic regression.
-        activation: Of the hidden layers.
-        batch_norm: Batch normalisation before each activation (Ioffe and Szegedy 2015).
-        dropout: Probability of leaving out a hidden unit (Srivastava et al. 2014).
+        widths: Number of units in each hidden layer; `[]` gives multinomial logistic regression.
+        activation: Activation function of the hidden layers.
+        batch_norm: Whether to add batch norm before each activation (Ioffe and Szegedy 2015).
+        dropout: Dropout probability of the hidden units (Srivastava et al. 2014).
         **training: Loss, optimiser and schedule, as in `Classifier`.
 
     Example:

@@ -11,9 +11,9 @@ from mnist_lightning.errors import InputError
 
 
 def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution as residual and dense networks have them: padded, without bias, initialised for ReLU.
+    """Builds a padded convolution without bias, for residual and dense networks.
 
-    The initialisation is that of He et al. 2015 ("Delving deep into rectifiers", section 2.2, forward case).
+    The initialisation is for ReLU: He et al. 2015 ("Delving deep into rectifiers", section 2.2, forward case).
     """
     layer = nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -23,12 +23,12 @@ def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Con
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 2).
 
-    Where the shape changes, the shortcut is a projection (option B of section 3.3).
+    If the shape changes, the shortcut is a projection (option B of section 3.3).
 
     Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        stride: Of the first convolution and of the projection.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        stride: Stride of the first convolution and of the projection.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -45,20 +45,23 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps [B, inputs, S, S] to [B, outputs, S / stride, S / stride]."""
+        """Maps feature maps [B, inputs, S, S] to [B, outputs, S / stride, S / stride]."""
         return torch.relu(self.residual(maps) + self.shortcut(maps))
 
 
 class ResNet(Classifier):
     """ResNet of basic blocks (He, Zhang, Ren and Sun 2016, "Deep residual learning for image recognition").
 
-    The CIFAR-10 networks of section 4.2, with a stem that halves the picture as the ImageNet networks' does: 14x14
-    is enough for a digit, and four times as fast.
+    The design follows the CIFAR-10 networks of section 4.2. The stem halves the resolution as in the ImageNet networks:
+    14x14 is enough for digits and four times as fast.
 
     Args:
-        channels: Channels of each stage; all stages but the first halve the picture.
-        blocks: Basic blocks of each stage.
+        channels: Number of channels in each stage. Each stage after the first halves the resolution.
+        blocks: Number of basic blocks in each stage.
         **training: Loss, optimiser and schedule, as in `Classifier`.
+
+    Raises:
+        InputError: If `channels` is empty, or differs from `blocks` in length.
 
     Example:
         >>> ResNet()(torch.rand(2, 1, 28, 28)).shape
@@ -68,7 +71,7 @@ class ResNet(Classifier):
     def __init__(self, channels: Sequence[int] = (32, 64), blocks: Sequence[int] = (1, 1), **training: Any) -> None:
         super().__init__(**training)
         if len(channels) != len(blocks) or not channels:
-            raise InputError(f"channels has {len(channels)} entries and blocks {len(blocks)}; give one a stage")
+            raise InputError(f"channels and blocks need one entry per stage, got {len(channels)} and {len(blocks)}")
         width = channels[0]
         self.stem = nn.Sequential(Standardize(), conv(1, width, 3), nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.ReLU())
         stages: list[nn.Module] = []

@@ -9,7 +9,7 @@ from mnist_lightning.data.appearance import Appearance
 from mnist_lightning.data.augment import Augmentation
 from mnist_lightning.data.sources import read
 
-NOTHING: dict[str, Any] = {"clutter": 0, "filter": 0, "tone": 0, "waves": 0, "noise": 0, "patches": 0}
+ZERO: dict[str, Any] = {"clutter": 0, "filter": 0, "tone": 0, "waves": 0, "noise": 0, "patches": 0}
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def images() -> Tensor:
 
 
 def changed(images: Tensor, seed: int = 0, **ranges: float) -> Tensor:
-    appearance = Appearance(**{**NOTHING, **ranges})
+    appearance = Appearance(**{**ZERO, **ranges})
     return appearance(images, appearance.draw(len(images), Generator().manual_seed(seed)))
 
 
@@ -26,27 +26,27 @@ def is_changed(after: Tensor, before: Tensor) -> Tensor:
     return (after != before).flatten(1).any(dim=1)
 
 
-def test_the_same_numbers_give_the_same_images(images: Tensor) -> None:
+def test_same_noise_same_images(images: Tensor) -> None:
     before = images.clone()
     appearance = Appearance()
-    drawn = appearance.draw(300, Generator().manual_seed(0))
-    after = appearance(images, drawn)
+    noise = appearance.draw(300, Generator().manual_seed(0))
+    after = appearance(images, noise)
     assert torch.equal(images, before)
-    assert torch.equal(after, appearance(images, drawn))
-    assert torch.equal(drawn, appearance.draw(300, Generator().manual_seed(0)))
-    assert not torch.equal(drawn, appearance.draw(300, Generator().manual_seed(1)))
+    assert torch.equal(after, appearance(images, noise))
+    assert torch.equal(noise, appearance.draw(300, Generator().manual_seed(0)))
+    assert not torch.equal(noise, appearance.draw(300, Generator().manual_seed(1)))
     assert after.shape == images.shape
     assert after.min() >= 0
     assert after.max() <= 1
     share = is_changed(after, images).float().mean().item()
-    assert 0.2 < share < 0.4  # seven in ten stay as they are, and each of six changes leaves out half of the others
+    assert 0.2 < share < 0.4  # 70% stay unchanged, and each of the six changes skips half of the others
     assert torch.equal(changed(images), images)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "share"),
     [
-        ("clutter", 1, 0.1),  # pieces are often of the background
+        ("clutter", 1, 0.1),  # pieces are often background
         ("filter", 1, 0.21),
         ("tone", 0.8, 0.15),
         ("waves", 0.5, 0.15),
@@ -54,26 +54,26 @@ def test_the_same_numbers_give_the_same_images(images: Tensor) -> None:
         ("patches", 1, 0.15),
     ],
 )
-def test_every_change_is_of_some_images(name: str, value: float, share: float, images: Tensor) -> None:
-    found = is_changed(changed(images, **{name: value}), images).float().mean().item()
-    assert found == pytest.approx(share, abs=0.07)
+def test_share_of_changed_images(name: str, value: float, share: float, images: Tensor) -> None:
+    changes = is_changed(changed(images, **{name: value}), images)
+    assert changes.float().mean().item() == pytest.approx(share, abs=0.07)
 
 
-def test_clutter_is_of_other_digits(images: Tensor) -> None:
-    few = torch.zeros(2, 1, 28, 28)
-    few[0, 0, 14, 14] = 0.5  # one point, which may appear within ten pixels in the other image, and nowhere else
-    seen = torch.zeros(28, 28)
+def test_clutter_comes_from_other_images(images: Tensor) -> None:
+    points = torch.zeros(2, 1, 28, 28)
+    points[0, 0, 14, 14] = 0.5  # may appear in the other image only, up to 10 pixels away
+    clutter = torch.zeros(28, 28)
     for seed in range(1000):
-        after = changed(few, seed, clutter=1)
-        assert torch.equal(after[0], few[0])
+        after = changed(points, seed, clutter=1)
+        assert torch.equal(after[0], points[0])
         assert after[1].sum() in (0, 0.5)
-        seen += after[1, 0]
-    rows, columns = seen.nonzero().unbind(dim=1)
+        clutter += after[1, 0]
+    rows, columns = clutter.nonzero().unbind(dim=1)
     assert rows.numel() > 5
     assert (rows.min() >= 4) & (columns.min() >= 4) & (rows.max() <= 24) & (columns.max() <= 24)
 
 
-def test_a_tone_is_a_line_from_black_to_white_that_is_never_flat(images: Tensor) -> None:
+def test_tone_is_linear_with_a_minimum_contrast(images: Tensor) -> None:
     ramp = torch.linspace(0, 1, 784).view(1, 1, 28, 28).repeat(500, 1, 1, 1)
     after = changed(ramp, tone=1).flatten(1)
     contrast = after[:, -1] - after[:, 0]
@@ -81,10 +81,10 @@ def test_a_tone_is_a_line_from_black_to_white_that_is_never_flat(images: Tensor)
     assert (contrast < 0).any()
     inside = (after > 0.01) & (after < 0.99)
     line = after[:, :1] + contrast[:, None] * torch.linspace(0, 1, 784)
-    assert ((after - line).abs() < 1e-3)[inside].float().mean() > 0.9  # the rest has been cut off at 0 or 1
+    assert ((after - line).abs() < 1e-3)[inside].float().mean() > 0.9  # the rest is clipped to [0, 1]
 
 
-def test_noise_and_waves_have_no_mean() -> None:
+def test_noise_and_waves_have_zero_mean() -> None:
     grey = torch.full((400, 1, 28, 28), 0.5)
     for name, limit in (("noise", 0.1), ("waves", 0.1)):
         after = changed(grey, **{name: limit})
@@ -93,7 +93,7 @@ def test_noise_and_waves_have_no_mean() -> None:
         assert 0.02 < deviations[is_changed(after, grey)].mean() < 0.12
 
 
-def test_a_patch_is_one_grey(images: Tensor) -> None:
+def test_patches_are_uniformly_grey(images: Tensor) -> None:
     after = changed(images, patches=1)
     for index in is_changed(after, images).nonzero().flatten().tolist()[:20]:
         differing = after[index] != images[index]
@@ -101,25 +101,30 @@ def test_a_patch_is_one_grey(images: Tensor) -> None:
         assert len(greys) == 1
 
 
-def test_a_batch_of_one(images: Tensor) -> None:
+def test_batch_of_one(images: Tensor) -> None:
     appearance = Appearance()
     assert appearance(images[:1], appearance.draw(1, Generator().manual_seed(0))).shape == (1, 1, 28, 28)
 
 
-def test_after_the_distortion_with_numbers_of_its_own(images: Tensor) -> None:
+def test_appearance_comes_after_distortion_with_separate_noise(images: Tensor) -> None:
     plain = Augmentation(elastic=1, corners=2)
     both = Augmentation(elastic=1, corners=2, appearance=Appearance())
-    drawn = both.draw(300, Generator().manual_seed(0))
-    distorted = plain(images, drawn[:, : 5 + 32 + 8])
-    assert torch.equal(both(images, drawn), Appearance()(distorted, drawn[:, 5 + 32 + 8 :]))
+    noise = both.draw(300, Generator().manual_seed(0))
+    distorted = plain(images, noise[:, : 5 + 32 + 8])
+    assert torch.equal(both(images, noise), Appearance()(distorted, noise[:, 5 + 32 + 8 :]))
 
 
-@pytest.mark.parametrize("name", NOTHING)
-def test_a_wrong_range_is_named(name: str) -> None:
-    with pytest.raises(InputError, match=rf"augment.appearance.{name} is -1; it must be 0 or more"):
+@pytest.mark.parametrize("name", ZERO)
+def test_invalid_range(name: str) -> None:
+    with pytest.raises(InputError, match=rf"augment.appearance.{name} must be 0 or more and finite, got -1"):
         Appearance(**{name: -1})
 
 
-def test_a_tone_beyond_the_whole_is_named() -> None:
-    with pytest.raises(InputError, match=r"tone is 2; it is a share"):
+def test_invalid_tone() -> None:
+    with pytest.raises(InputError, match=r"augment.appearance.tone must be at most 1, got 2"):
         Appearance(tone=2)
+
+
+def test_ranges_at_their_limits() -> None:
+    Appearance(**ZERO)
+    Appearance(tone=1)

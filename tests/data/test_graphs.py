@@ -20,13 +20,13 @@ def module(**options: Any) -> MNISTSuperpixelsDataModule:
 
 
 def epoch(data: MNISTSuperpixelsDataModule, number: int) -> list[Batch]:
-    """What a bare loop sees in one epoch."""
+    """Batches of one training epoch, without a Trainer."""
     loader = data.train_dataloader()
     loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
     return [data.on_after_batch_transfer(batch, 0) for batch in loader]
 
 
-def same(first: list[Batch], second: list[Batch]) -> bool:
+def equal(first: list[Batch], second: list[Batch]) -> bool:
     return all(
         torch.equal(a[key], b[key])
         for a, b in zip(first, second, strict=True)
@@ -35,7 +35,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 def one_by_one(graphs: SuperpixelGraphs, rows: Tensor, labels: Tensor) -> list[Data]:
-    """The same graphs as PyG's users make them: an object each."""
+    """The same graphs as PyG users build them: one `Data` object per graph."""
     result = []
     for row, label in zip(rows.tolist(), labels, strict=True):
         nodes = slice(*graphs.node_ptr[row : row + 2].tolist())
@@ -64,7 +64,7 @@ def assert_same_batch(ours: Batch, theirs: Batch) -> None:
         assert all(torch.equal(mine[key], yours[key]) for key in yours)
 
 
-def test_a_batch_is_to_the_bit_what_pyg_makes_of_the_same_graphs(graphs: MNISTSuperpixelsDataModule) -> None:
+def test_batch_of_is_bit_identical_to_pyg(graphs: MNISTSuperpixelsDataModule) -> None:
     rows, labels = torch.tensor([5, 1000, 0, 5, 1796]), torch.arange(5)
     ours = batch_of(graphs.graphs, rows, labels)
     assert_same_batch(ours, Batch.from_data_list(one_by_one(graphs.graphs, rows, labels)))
@@ -72,7 +72,7 @@ def test_a_batch_is_to_the_bit_what_pyg_makes_of_the_same_graphs(graphs: MNISTSu
     assert torch.equal(again[1].edge_index, one_by_one(graphs.graphs, rows, labels)[1].edge_index)
 
 
-def test_graphs_of_different_sizes_in_one_batch() -> None:
+def test_batch_of_graphs_of_different_sizes() -> None:
     # Two graphs, of 3 nodes and 2 edges and of 2 nodes and 1 edge.
     graphs = SuperpixelGraphs(
         x=torch.rand(5, 2),
@@ -89,7 +89,7 @@ def test_graphs_of_different_sizes_in_one_batch() -> None:
     assert_same_batch(ours, Batch.from_data_list(one_by_one(graphs, rows, labels)))
 
 
-def test_the_splits_are_those_of_the_images(graphs: MNISTSuperpixelsDataModule, digits: MNISTDataModule) -> None:
+def test_splits_match_the_image_splits(graphs: MNISTSuperpixelsDataModule, digits: MNISTDataModule) -> None:
     for split in ("train", "val", "test"):
         images, labels = digits.images_and_labels(split)
         batches = list(graphs.batches(split))
@@ -97,12 +97,12 @@ def test_the_splits_are_those_of_the_images(graphs: MNISTSuperpixelsDataModule, 
         painted = [
             batch.x[:, 0][batch.segments[g].long() + batch.ptr[g]] for batch in batches for g in range(batch.num_graphs)
         ]
-        # Superpixels follow the digit: its mean intensity is theirs, and they are like it.
+        # Superpixels keep the mean intensity and approximate the digit.
         torch.testing.assert_close(torch.stack(painted).mean((1, 2)), images.float().mean((1, 2)) / 255)
         assert (torch.stack(painted) - images / 255).square().mean() < 0.02
 
 
-def test_a_stratified_split_takes_the_same_file() -> None:
+def test_stratified_split_selects_the_matching_graphs() -> None:
     data = module(stratify=True, val_size=0.2)
     (batch, *_) = data.batches("val")
     image, label = (part[0] for part in data.images_and_labels("val"))
@@ -111,39 +111,39 @@ def test_a_stratified_split_takes_the_same_file() -> None:
     assert batch.y[0] == label
 
 
-def test_every_graph_is_trained_on_once_an_epoch_in_a_new_order() -> None:
+def test_each_epoch_has_every_graph_once_in_a_new_order() -> None:
     data = module()
     first, second = epoch(data, 0), epoch(data, 1)
     assert sum(batch.num_graphs for batch in first) == 1317
-    assert not same(first, second)
+    assert not equal(first, second)
     intensities = [torch.cat([batch.x[:, 0] for batch in batches]).sort().values for batches in (first, second)]
     assert torch.equal(*intensities)
 
 
-def test_seed_and_epoch_decide_order_and_augmentation() -> None:
+def test_order_and_augmentation_depend_on_seed_and_epoch_only() -> None:
     augment = PositionAugmentation()
     first, again, other = (epoch(module(augment=augment, seed=seed), 5) for seed in (3, 3, 4))
-    assert same(first, again)
-    assert not same(first, other)
-    assert not same(first, epoch(module(augment=augment, seed=3), 6))
+    assert equal(first, again)
+    assert not equal(first, other)
+    assert not equal(first, epoch(module(augment=augment, seed=3), 6))
 
 
 @pytest.mark.slow
-def test_workers_change_nothing() -> None:
-    assert same(*(epoch(module(augment=PositionAugmentation(), num_workers=n), 2) for n in (0, 2)))
+def test_workers_do_not_change_the_batches() -> None:
+    assert equal(*(epoch(module(augment=PositionAugmentation(), num_workers=n), 2) for n in (0, 2)))
 
 
-def test_only_training_graphs_are_distorted_and_only_their_nodes() -> None:
-    plain, distorted = module(), module(augment=PositionAugmentation())
-    for a, b in zip(epoch(plain, 0), epoch(distorted, 0), strict=True):
+def test_augmentation_changes_only_nodes_of_training_graphs() -> None:
+    plain, augmented = module(), module(augment=PositionAugmentation())
+    for a, b in zip(epoch(plain, 0), epoch(augmented, 0), strict=True):
         assert not torch.isclose(a.pos, b.pos).all(dim=1).any()
         assert torch.equal(a.edge_index, b.edge_index)
         assert torch.equal(a.x[:, 1], b.x[:, 1])
     for split in ("val", "test"):
-        assert same(list(plain.batches(split)), list(distorted.batches(split)))
+        assert equal(list(plain.batches(split)), list(augmented.batches(split)))
 
 
-def test_augmenting_leaves_the_store_as_it_is() -> None:
+def test_augmentation_does_not_modify_the_cached_graphs() -> None:
     data = module(augment=PositionAugmentation())
     before = data.graphs.pos.clone()
     epoch(data, 0)
@@ -151,18 +151,18 @@ def test_augmenting_leaves_the_store_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_share_the_evaluation_without_repeating_any(world_size: int) -> None:
+def test_processes_shard_evaluation_without_repeated_graphs(world_size: int) -> None:
     data = module()
-    seen = []
+    parts = []
     for rank in range(world_size):
         data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)  # type: ignore[assignment]
-        seen.append(torch.cat([raw.batch.y for raw in data.test_dataloader()]))
+        parts.append(torch.cat([raw.batch.y for raw in data.test_dataloader()]))
     labels = data.images_and_labels("test")[1]
-    for rank, shard in enumerate(seen):
+    for rank, shard in enumerate(parts):
         assert torch.equal(shard, labels[rank::world_size])
 
 
-def test_pinned_and_moved_like_any_batch(graphs: MNISTSuperpixelsDataModule) -> None:
+def test_batches_can_be_moved_to_a_device(graphs: MNISTSuperpixelsDataModule) -> None:
     loader: DataLoader[Any] = graphs.val_dataloader()
     moved = graphs.transfer_batch_to_device(next(iter(loader)), torch.device("meta"), 0)
     assert moved.batch.x.device.type == "meta"

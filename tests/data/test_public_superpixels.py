@@ -1,4 +1,4 @@
-"""PyG's public graphs, in a file of the same form (theirs cannot be downloaded where tests run)."""
+"""Uses a generated file in the format of PyG's public graphs, because tests cannot download the original."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ RAW = ROOT / "MNISTSuperpixels" / "raw" / "MNISTSuperpixels.pt"
 
 
 def public_part(images: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
-    """Graphs as PyG's file has them: positions (x, y) in pixels, edges of any number in any order."""
+    """Graphs in the format of PyG's file: positions (x, y) in pixels, any number of edges in any order."""
     part = []
     for image, label in zip(images, labels, strict=True):
         graph = superpixel_graphs(image[None])
@@ -51,7 +51,7 @@ def module(**options: Any) -> MNISTSuperpixelsDataModule:
     return data
 
 
-def test_the_graphs_are_those_that_pyg_reads_from_the_file(parts: list[list[dict[str, Tensor]]]) -> None:
+def test_graphs_match_those_read_by_pyg(parts: list[list[dict[str, Tensor]]]) -> None:
     theirs = MNISTSuperpixels(str(ROOT / "MNISTSuperpixels"), train=False)
     ours = next(module().batches("test")).to_data_list()
     assert len(ours) == len(theirs) == 10
@@ -63,7 +63,7 @@ def test_the_graphs_are_those_that_pyg_reads_from_the_file(parts: list[list[dict
         assert mine.edge_index[1].equal(mine.edge_index[1].sort().values)
 
 
-def test_the_painted_digits_are_like_the_real_ones(parts: list[list[dict[str, Tensor]]]) -> None:
+def test_rendered_images_resemble_the_digits(parts: list[list[dict[str, Tensor]]]) -> None:
     data = module()
     images = data.images_and_labels("train")[0]
     assert [len(data.images_and_labels(split)[1]) for split in ("train", "val", "test")] == [32, 8, 10]
@@ -72,23 +72,23 @@ def test_the_painted_digits_are_like_the_real_ones(parts: list[list[dict[str, Te
 
 
 @pytest.mark.slow
-def test_a_gnn_trains_on_them(parts: list[list[dict[str, Tensor]]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_a_gnn(parts: list[list[dict[str, Tensor]]], capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data.source=mnist_superpixels", f"--data.root={ROOT}", "--data.val_size=8", "--data.batch_size=16"]
     main(["fit", "--config=gnn", *options, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"])
     assert "GNN on mnist_superpixels" in capsys.readouterr().out
 
 
-def test_where_they_are_not_on_disk() -> None:
+def test_missing_file() -> None:
     with pytest.raises(
-        SourceUnavailableError, match=r"mnist_superpixels needs root/.*MNISTSuperpixels.pt, which torch_geom"
+        SourceUnavailableError, match=r"mnist_superpixels needs root/.*MNISTSuperpixels.pt; download it with torch_geom"
     ):
         module()
     with pytest.warns(UserWarning, match="TRAINING ON `digits`, NOT ON `mnist_superpixels`"):
         assert module(fallback="digits").source == "digits"
 
 
-def test_a_damaged_file_is_named() -> None:
+def test_damaged_file() -> None:
     RAW.parent.mkdir(parents=True)
     RAW.write_bytes(b"no graphs")
-    with pytest.raises(InputError, match=r"MNISTSuperpixels.pt holds no graphs as PyG's"):
+    with pytest.raises(InputError, match=r"MNISTSuperpixels.pt is not PyG's MNISTSuperpixels file, or is damaged"):
         module()

@@ -23,7 +23,7 @@ from PIL import Image
 from mnist_lightning.data import download, sources
 from mnist_lightning.errors import InputError, SourceUnavailableError
 
-CLASSES = {
+DATASETS = {
     "mnist": "MNIST",
     "fashion_mnist": "FashionMNIST",
     "kmnist": "KMNIST",
@@ -39,22 +39,22 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def small(source: str, train: int = 20, test: int = 10) -> dict[str, bytes]:
-    """A source's four files with few images: noise, and labels 0, 1, 2 ... 9, 0, 1 ..."""
-    noise = np.random.default_rng(0)
+    """The four files of a source with few images: noise images with labels 0, 1, 2 ... 9, 0, 1 ..."""
+    random = np.random.default_rng(0)
     contents = []
     for n in (train, test):
         labels = np.arange(n) % 10
         if source == "qmnist":
-            columns = np.stack([labels, *noise.integers(0, 100_000, (7, n))], 1).astype(np.int32)
+            columns = np.stack([labels, *random.integers(0, 100_000, (7, n))], 1).astype(np.int32)
         contents += [
-            idx(noise.integers(0, 256, (n, 28, 28), dtype=np.uint8)),
+            idx(random.integers(0, 256, (n, 28, 28), dtype=np.uint8)),
             idx(columns if source == "qmnist" else labels.astype(np.uint8)),
         ]
     return dict(zip(sources._ARCHIVES[source].files, contents, strict=True))
 
 
-def lay(root: Path, source: str, files: dict[str, bytes]) -> Path:
-    raw = root / CLASSES[source] / "raw"
+def write(root: Path, source: str, files: dict[str, bytes]) -> Path:
+    raw = root / DATASETS[source] / "raw"
     raw.mkdir(parents=True)
     for name, content in files.items():
         (raw / name).write_bytes(content)
@@ -66,30 +66,30 @@ def pixels(content: bytes) -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """No proxy between a test and its server, and no timeout left behind."""
+def _isolated(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Disables proxies and checks that the test restores the default timeout."""
     monkeypatch.setenv("no_proxy", "*")
     yield
     assert socket.getdefaulttimeout() is None
 
 
 @pytest.fixture
-def mnist_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sources._ARCHIVES, "mnist", sources._ARCHIVES["mnist"]._replace(sums={}))
+def small_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sources._ARCHIVES, "mnist", sources._ARCHIVES["mnist"]._replace(checksums={}))
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves `archives`; `manner`: ok, missing, truncate (half a body), stall (half, then nothing)."""
+    """Serves `archives`. Modes: ok, missing, truncate (half of the body), stall (half of the body, then silence)."""
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, archives: dict[str, bytes], manner: str = "ok") -> None:
+    def __init__(self, archives: dict[str, bytes], mode: str = "ok") -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.archives, self.manner = archives, manner
-        self.asked: list[tuple[str, str]] = []
-        self.over = threading.Event()
-        self.together = threading.Barrier(1)  # so many downloads begin at the same time
+        self.archives, self.mode = archives, mode
+        self.requests: list[tuple[str, str]] = []
+        self.closing = threading.Event()
+        self.start_together = threading.Barrier(1)  # number of downloads that wait for each other
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
@@ -101,31 +101,31 @@ class Mirror(ThreadingHTTPServer):
         return f"http://{self.host}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of the tests."""
+        """Tests disconnect on purpose."""
 
 
 class Answer(BaseHTTPRequestHandler):
     server: Mirror
 
     def do_HEAD(self) -> None:
-        self.server.asked.append(("HEAD", self.path))
-        self.send_error(405)  # as some servers do
+        self.server.requests.append(("HEAD", self.path))
+        self.send_error(405)  # some servers refuse HEAD
 
     def do_GET(self) -> None:
         mirror = self.server
-        first = len([1 for verb, _ in mirror.asked if verb == "GET"]) < mirror.together.parties
-        mirror.asked.append(("GET", self.path))
+        first = len([1 for verb, _ in mirror.requests if verb == "GET"]) < mirror.start_together.parties
+        mirror.requests.append(("GET", self.path))
         if first:
-            mirror.together.wait(timeout=30)
+            mirror.start_together.wait(timeout=30)
         body = mirror.archives.get(self.path.lstrip("/"))
-        if body is None or mirror.manner == "missing":
+        if body is None or mirror.mode == "missing":
             return self.send_error(404)
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body if mirror.manner == "ok" else body[: len(body) // 2])
-        if mirror.manner == "stall":
-            mirror.over.wait(30)
+        self.wfile.write(body if mirror.mode == "ok" else body[: len(body) // 2])
+        if mirror.mode == "stall":
+            mirror.closing.wait(30)
         return None
 
     def log_message(self, *args: Any) -> None: ...
@@ -133,15 +133,15 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """serve(source, manner, ...) -> one mirror per manner, and torchvision told to use them in that order."""
+    """serve(source, mode, ...) starts one mirror per mode and points torchvision to them in that order."""
     mirrors: list[Mirror] = []
 
-    def start(source: str, *manners: str) -> list[Mirror]:
+    def start(source: str, *modes: str) -> list[Mirror]:
         archives = {f"{name}.gz": gzip.compress(content) for name, content in small(source).items()}
         sums = {name: hashlib.md5(content).hexdigest() for name, content in archives.items()}
-        started = [Mirror(archives, manner) for manner in manners]
+        started = [Mirror(archives, mode) for mode in modes]
         mirrors.extend(started)
-        dataset = getattr(torchvision.datasets, CLASSES[source])
+        dataset = getattr(torchvision.datasets, DATASETS[source])
         monkeypatch.setattr(dataset, "mirrors", [mirror.url for mirror in started])
         if source == "qmnist":
             pairs = [(started[0].url + name, md5) for name, md5 in sums.items()]
@@ -160,7 +160,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     yield start
     for mirror in mirrors:
-        mirror.over.set()
+        mirror.closing.set()
         mirror.shutdown()
         mirror.server_close()
 
@@ -172,15 +172,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gives_up(source: str, root: Path, within: float = 2.0) -> str:
-    """Fetch in vain and in time; return the message, having seen that nothing was left behind."""
-    began = time.monotonic()
+    """Checks that a fetch fails in time and leaves no files; returns the error message."""
+    start = time.monotonic()
     with pytest.raises(SourceUnavailableError) as caught:
         sources.fetch(source, root)
-    assert time.monotonic() - began < within
+    assert time.monotonic() - start < within
     assert not root.exists() or not list(root.rglob("*"))
     message = str(caught.value)
     assert "\n" not in message
-    assert str(root / CLASSES[source] / "raw") in message
+    assert str(root / DATASETS[source] / "raw") in message
     assert "train-images-idx3-ubyte" in message
     assert "--data.fallback digits" in message
     return message
@@ -189,16 +189,16 @@ def gives_up(source: str, root: Path, within: float = 2.0) -> str:
 # Downloads
 
 
-@pytest.mark.parametrize("source", CLASSES)
-@pytest.mark.usefixtures("mnist_is_small")
-def test_what_was_downloaded_is_read(source: str, serve: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", DATASETS)
+@pytest.mark.usefixtures("small_mnist")
+def test_downloaded_sources_can_be_read(source: str, serve: Any, tmp_path: Path) -> None:
     serve(source, "ok")
     root = tmp_path / "not" / "yet"
     sources.fetch(source, root)
-    raw = root / CLASSES[source] / "raw"
+    raw = root / DATASETS[source] / "raw"
     files = small(source)
     assert {path.name for path in raw.iterdir()} == {*files, "MD5SUMS"}
-    assert [path.name for path in root.iterdir()] == [CLASSES[source]]
+    assert [path.name for path in root.iterdir()] == [DATASETS[source]]
     for train, first in ((True, 0), (False, 2)):
         images, labels = sources.read(source, root, train=train)
         stored = pixels(files[sources._ARCHIVES[source].files[first]])
@@ -208,40 +208,40 @@ def test_what_was_downloaded_is_read(source: str, serve: Any, tmp_path: Path) ->
         assert labels.tolist() == [i % 10 for i in range(len(stored))]
 
 
-@pytest.mark.usefixtures("mnist_is_small")
-def test_a_second_fetch_asks_nobody(serve: Any, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_mnist")
+def test_second_fetch_makes_no_requests(serve: Any, tmp_path: Path) -> None:
     (mirror,) = serve("mnist", "ok")
     sources.fetch("mnist", tmp_path)
-    asked = len(mirror.asked)
+    requests = len(mirror.requests)
     sources.fetch("mnist", tmp_path)
-    assert len(mirror.asked) == asked > 0
+    assert len(mirror.requests) == requests > 0
 
 
-def test_only_missing_files_are_put_in_place(serve: Any, tmp_path: Path) -> None:
-    raw = lay(tmp_path, "kmnist", small("kmnist"))
+def test_only_missing_files_are_installed(serve: Any, tmp_path: Path) -> None:
+    raw = write(tmp_path, "kmnist", small("kmnist"))
     (raw / "t10k-labels-idx1-ubyte").unlink()
-    (raw / "train-labels-idx1-ubyte").write_bytes(b"my own")
+    (raw / "train-labels-idx1-ubyte").write_bytes(b"existing")
     serve("kmnist", "ok")
     sources.fetch("kmnist", tmp_path)
     assert (raw / "t10k-labels-idx1-ubyte").read_bytes() == small("kmnist")["t10k-labels-idx1-ubyte"]
-    assert (raw / "train-labels-idx1-ubyte").read_bytes() == b"my own"
+    assert (raw / "train-labels-idx1-ubyte").read_bytes() == b"existing"
     with pytest.raises(InputError, match="train-labels-idx1-ubyte is damaged"):
         sources.read("kmnist", tmp_path, train=True)
 
 
-@pytest.mark.parametrize("manner", ["missing", "truncate", "stall"])
+@pytest.mark.parametrize("mode", ["missing", "truncate", "stall"])
 @pytest.mark.usefixtures("impatient")
-def test_the_next_mirror_helps_out(manner: str, serve: Any, tmp_path: Path) -> None:
-    bad, good = serve("kmnist", manner, "ok")
+def test_next_mirror_is_tried_after_a_failure(mode: str, serve: Any, tmp_path: Path) -> None:
+    bad, good = serve("kmnist", mode, "ok")
     sources.fetch("kmnist", tmp_path)
     assert len(sources.read("kmnist", tmp_path, train=True)[0]) == 20
     assert [path.name for path in tmp_path.iterdir()] == ["KMNIST"]
-    assert bad.asked
-    assert good.asked
+    assert bad.requests
+    assert good.requests
 
 
 @pytest.mark.parametrize(
-    ("manner", "reason"),
+    ("mode", "reason"),
     [
         ("missing", "HTTP Error 404: Not Found"),
         ("truncate", "File not found or corrupted"),
@@ -250,30 +250,30 @@ def test_the_next_mirror_helps_out(manner: str, serve: Any, tmp_path: Path) -> N
 )
 @pytest.mark.parametrize("source", ["kmnist", "qmnist", "emnist_digits"])
 @pytest.mark.usefixtures("impatient")
-def test_a_failed_download_says_why(source: str, manner: str, reason: str, serve: Any, tmp_path: Path) -> None:
-    (mirror,) = serve(source, manner)
+def test_failed_download_reports_the_reason(source: str, mode: str, reason: str, serve: Any, tmp_path: Path) -> None:
+    (mirror,) = serve(source, mode)
     assert f"{mirror.host}: {reason}" in gives_up(source, tmp_path)
 
 
 @pytest.mark.usefixtures("impatient")
-def test_each_mirror_has_its_reason(serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_failed_download_reports_each_mirror(serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (mirror,) = serve("kmnist", "missing")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
-    monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", [mirror.url, f"http://{nobody}/"])
+        unused = f"127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", [mirror.url, f"http://{unused}/"])
     message = gives_up("kmnist", tmp_path)
     assert f"{mirror.host}: HTTP Error 404" in message
-    assert f"{nobody}: [Errno 111] Connection refused" in message
+    assert f"{unused}: [Errno 111] Connection refused" in message
 
 
 @pytest.mark.usefixtures("impatient")
-def test_hosts_that_never_answer_are_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unresponsive_hosts_time_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with socket.socket() as mute, socket.socket() as full, contextlib.ExitStack() as stack:
         mute.bind(("127.0.0.1", 0))
-        mute.listen(5)  # connects, and never says a word: for TLS, a handshake that hangs
+        mute.listen(5)  # accepts connections but sends nothing, so a TLS handshake hangs
         full.bind(("127.0.0.1", 0))
-        full.listen(0)  # a full queue: connecting hangs
+        full.listen(0)  # the queue is full, so connecting hangs
         for _ in range(3):
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
@@ -292,36 +292,34 @@ def test_hosts_that_never_answer_are_given_up(monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_name_look_up_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    over = threading.Event()
+def test_hanging_name_look_up_times_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    finished = threading.Event()
 
     def hang(*args: Any, **kwargs: Any) -> Any:
-        over.wait(30)
-        raise socket.gaierror("over")
+        finished.wait(30)
+        raise socket.gaierror("finished")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     try:
         for source in ("mnist", "qmnist", "emnist_digits"):
             assert "no answer within 0.4 s" in gives_up(source, tmp_path, within=1.5)
     finally:
-        over.set()
+        finished.set()
 
 
-def test_a_silent_mirror_does_not_hold_up_a_quick_one(
-    serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_silent_mirror_does_not_delay_a_fast_one(serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (mirror,) = serve("kmnist", "ok")
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(5)
         silent = f"http://127.0.0.1:{mute.getsockname()[1]}/"
         monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", [silent, mirror.url])
-        began = time.monotonic()
+        start = time.monotonic()
         sources.fetch("kmnist", tmp_path)
-        assert time.monotonic() - began < download.ANSWER_TIMEOUT / 2
+        assert time.monotonic() - start < download.ANSWER_TIMEOUT / 2
 
 
-def test_a_root_that_cannot_be_written_is_named(serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unwritable_root_is_reported(serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(**kwargs: Any) -> Any:
         raise PermissionError(13, "Permission denied", str(kwargs["dir"]))
 
@@ -330,7 +328,7 @@ def test_a_root_that_cannot_be_written_is_named(serve: Any, monkeypatch: pytest.
     assert f"{tmp_path} cannot be written: Permission denied" in gives_up("kmnist", tmp_path)
 
 
-def test_a_fetch_stopped_half_way_is_completed_by_the_next(
+def test_interrupted_fetch_is_completed_by_the_next(
     serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     serve("kmnist", "ok")
@@ -352,21 +350,21 @@ def test_a_fetch_stopped_half_way_is_completed_by_the_next(
     assert len(sources.read("kmnist", tmp_path, train=False)[0]) == 10
 
 
-def test_threads_that_fetch_at_once_download_once(serve: Any, tmp_path: Path) -> None:
+def test_concurrent_threads_download_once(serve: Any, tmp_path: Path) -> None:
     (mirror,) = serve("kmnist", "ok")
     threads = [threading.Thread(target=sources.fetch, args=("kmnist", tmp_path)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len([1 for verb, _ in mirror.asked if verb == "HEAD"]) == 1
+    assert len([1 for verb, _ in mirror.requests if verb == "HEAD"]) == 1
     assert len(sources.read("kmnist", tmp_path, train=True)[0]) == 20
 
 
 FETCH = """
 import json, sys, types
 package = sys.modules["mnist_lightning"] = types.ModuleType("mnist_lightning")
-package.__path__ = ["mnist_lightning"]  # spares the seconds in which the package imports all else
+package.__path__ = ["mnist_lightning"]  # skips the slow imports of the package
 import torchvision.datasets
 from mnist_lightning.data import sources
 dataset = torchvision.datasets.KMNIST
@@ -376,13 +374,13 @@ sources.fetch("kmnist", sys.argv[2])
 
 
 @pytest.mark.slow
-def test_processes_that_fetch_at_once_leave_one_good_copy(serve: Any, tmp_path: Path) -> None:
+def test_concurrent_processes_leave_one_complete_copy(serve: Any, tmp_path: Path) -> None:
     (mirror,) = serve("kmnist", "ok")
-    mirror.together = threading.Barrier(2)
+    mirror.start_together = threading.Barrier(2)
     dataset = torchvision.datasets.KMNIST
     arguments = [json.dumps([dataset.mirrors, dataset.resources]), str(tmp_path)]
-    home = Path(sources.__file__).parents[2]
-    fetching = [subprocess.Popen([sys.executable, "-c", FETCH, *arguments], cwd=home) for _ in range(2)]
+    repository = Path(sources.__file__).parents[2]
+    fetching = [subprocess.Popen([sys.executable, "-c", FETCH, *arguments], cwd=repository) for _ in range(2)]
     assert [process.wait(timeout=60) for process in fetching] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["KMNIST"]
     files = small("kmnist")
@@ -392,11 +390,11 @@ def test_processes_that_fetch_at_once_leave_one_good_copy(serve: Any, tmp_path: 
     assert len(sources.read("kmnist", tmp_path, train=True)[0]) == 20
 
 
-# What is on disk
+# Files on disk
 
 
-def test_a_truncated_file_is_named_and_left_alone(tmp_path: Path) -> None:
-    raw = lay(tmp_path, "fashion_mnist", small("fashion_mnist"))
+def test_truncated_file_is_reported_and_kept(tmp_path: Path) -> None:
+    raw = write(tmp_path, "fashion_mnist", small("fashion_mnist"))
     path = raw / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
     sources.fetch("fashion_mnist", tmp_path)
@@ -405,19 +403,20 @@ def test_a_truncated_file_is_named_and_left_alone(tmp_path: Path) -> None:
         sources.read("fashion_mnist", tmp_path, train=True)
     assert str(path) in str(caught.value)
     assert "expected 15696 bytes, found 15695" in str(caught.value)
-    assert "delete it and run again" in str(caught.value)
+    assert "delete it and run again to download a new copy" in str(caught.value)
     assert len(sources.read("fashion_mnist", tmp_path, train=False)[0]) == 10
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\x08", gzip.compress(b"still packed"), b"<html>no such page</html>"])
-def test_a_file_of_another_kind_is_named(content: bytes, tmp_path: Path) -> None:
-    raw = lay(tmp_path, "kmnist", small("kmnist"))
+def test_file_of_another_format_is_reported(content: bytes, tmp_path: Path) -> None:
+    raw = write(tmp_path, "kmnist", small("kmnist"))
+    assert len(sources.read("kmnist", tmp_path, train=False)[0]) == 10
     (raw / "t10k-labels-idx1-ubyte").write_bytes(content)
     with pytest.raises(InputError, match=r"t10k-labels-idx1-ubyte is damaged \(expected an IDX header 00000801"):
         sources.read("kmnist", tmp_path, train=False)
 
 
-def test_a_flipped_bit_is_found_by_the_sums_noted_at_the_download(serve: Any, tmp_path: Path) -> None:
+def test_flipped_bit_is_detected_by_the_recorded_checksum(serve: Any, tmp_path: Path) -> None:
     serve("kmnist", "ok")
     sources.fetch("kmnist", tmp_path)
     path = tmp_path / "KMNIST" / "raw" / "t10k-images-idx3-ubyte"
@@ -434,20 +433,20 @@ def test_a_flipped_bit_is_found_by_the_sums_noted_at_the_download(serve: Any, tm
     assert len(sources.read("kmnist", tmp_path, train=False)[0]) == 10
 
 
-def test_files_that_only_look_like_mnist_are_found_out(tmp_path: Path) -> None:
-    lay(tmp_path, "mnist", small("mnist"))
+def test_other_files_named_like_mnist_are_rejected(tmp_path: Path) -> None:
+    write(tmp_path, "mnist", small("mnist"))
     with pytest.raises(InputError, match="expected MD5 6bbc9ace898e44ae57da46a324031adb"):
         sources.read("mnist", tmp_path, train=True)
 
 
-def test_labels_beyond_nine_and_counts_that_differ_are_found(tmp_path: Path) -> None:
-    raw = lay(tmp_path, "kmnist", small("kmnist"))
+def test_invalid_labels_and_unequal_counts_are_rejected(tmp_path: Path) -> None:
+    raw = write(tmp_path, "kmnist", small("kmnist"))
     labels = raw / "train-labels-idx1-ubyte"
     labels.write_bytes(idx(np.full(20, 10, np.uint8)))
-    with pytest.raises(InputError, match="train-labels-idx1-ubyte holds labels from 10 to 10, not 0 to 9"):
+    with pytest.raises(InputError, match="train-labels-idx1-ubyte holds labels 10 to 10, expected 0 to 9"):
         sources.read("kmnist", tmp_path, train=True)
     labels.write_bytes(idx(np.zeros(19, np.uint8)))
-    with pytest.raises(InputError, match=r"train-images-idx3-ubyte holds .* for 19 labels"):
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte holds images .* for 19 labels"):
         sources.read("kmnist", tmp_path, train=True)
     for name, shape in (("images-idx3", (0, 28, 28)), ("labels-idx1", (0,))):
         (raw / f"train-{name}-ubyte").write_bytes(idx(np.zeros(shape, np.uint8)))
@@ -455,33 +454,35 @@ def test_labels_beyond_nine_and_counts_that_differ_are_found(tmp_path: Path) -> 
         sources.read("kmnist", tmp_path, train=True)
 
 
-@pytest.mark.parametrize("source", CLASSES)
-def test_absent_files_are_all_named(source: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", DATASETS)
+def test_all_missing_files_are_listed(source: str, tmp_path: Path) -> None:
     with pytest.raises(SourceUnavailableError) as caught:
         sources.read(source, tmp_path, train=False)
     files = sources._ARCHIVES[source].files
     assert all(file in str(caught.value) for file in files[2:])
     assert not any(file in str(caught.value) for file in files[:2])
-    assert str(tmp_path / CLASSES[source] / "raw") in str(caught.value)
+    assert str(tmp_path / DATASETS[source] / "raw") in str(caught.value)
 
 
 @pytest.mark.parametrize("function", [sources.fetch, lambda *args: sources.read(*args, train=True)])
-def test_a_root_that_cannot_be_read_is_named(function: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_root_is_reported(function: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "kmnist", small("kmnist"))
+    function("kmnist", tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file.MNIST.raw cannot be read: Not a directory") as caught:
-        function("mnist", tmp_path / "file")
+    with pytest.raises(InputError, match=r"file.KMNIST.raw cannot be read: Not a directory") as caught:
+        function("kmnist", tmp_path / "file")
     assert not isinstance(caught.value, SourceUnavailableError)
 
     def refuse(self: Path) -> Any:
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(InputError, match=r"MNIST.raw cannot be read: Permission denied"):
-        function("mnist", tmp_path)
+    with pytest.raises(InputError, match=r"KMNIST.raw cannot be read: Permission denied"):
+        function("kmnist", tmp_path)
 
 
-def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
-    raw = lay(tmp_path, "kmnist", small("kmnist"))
+def test_folder_in_place_of_a_file_is_reported(tmp_path: Path) -> None:
+    raw = write(tmp_path, "kmnist", small("kmnist"))
     (raw / "train-images-idx3-ubyte").unlink()
     (raw / "train-images-idx3-ubyte").mkdir()
     with pytest.raises(InputError, match="train-images-idx3-ubyte cannot be read: Is a directory"):
@@ -489,14 +490,15 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("function", [sources.fetch, lambda source: sources.read(source, train=True)])
-def test_an_unknown_source_is_told_the_known_ones(function: Any) -> None:
-    with pytest.raises(InputError, match=r"'kmnits': there are mnist, .* and folder:PATH; did you mean kmnist\?"):
+def test_unknown_source_lists_the_known_ones(function: Any) -> None:
+    function("digits")
+    with pytest.raises(InputError, match=r"'kmnits', expected one of mnist, .*, folder:PATH; did you mean kmnist\?"):
         function("kmnits")
-    with pytest.raises(InputError, match=r"unknown data source 'folder:': .*folder:PATH"):
+    with pytest.raises(InputError, match=r"unknown data source 'folder:', .*folder:PATH"):
         function("folder:")
 
 
-def test_the_root_is_the_argument_else_the_variable_else_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_root_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNIST_LIGHTNING_DATA", "/elsewhere")
     assert sources.data_root("here") == Path("here")
     assert sources.data_root(None) == Path("/elsewhere")
@@ -507,30 +509,30 @@ def test_the_root_is_the_argument_else_the_variable_else_data(monkeypatch: pytes
     assert sources.data_root(None) == Path("data")
 
 
-# What is particular to one source
+# Peculiarities of single sources
 
 
-def test_qmnist_labels_are_digits_and_its_test_set_is_mnists(tmp_path: Path) -> None:
+def test_qmnist_labels_and_test_set_match_mnist(tmp_path: Path) -> None:
     files = small("qmnist", test=10_003)
-    lay(tmp_path, "qmnist", files)
+    write(tmp_path, "qmnist", files)
     assert sources.read("qmnist", tmp_path, train=True)[1].tolist() == [*range(10), *range(10)]
     images, labels = sources.read("qmnist", tmp_path, train=False)
     assert torch.equal(images, pixels(files["qmnist-test-images-idx3-ubyte"])[:10_000])
     assert torch.equal(labels, torch.arange(10_000) % 10)
 
 
-def test_emnist_stands_upright(tmp_path: Path) -> None:
+def test_emnist_is_transposed(tmp_path: Path) -> None:
     files = small("emnist_digits")
     stored = np.zeros((20, 28, 28), np.uint8)
     stored[:, 3, 14] = 255  # written column by column: row 14, column 3
     files["emnist-digits-train-images-idx3-ubyte"] = idx(stored)
-    lay(tmp_path, "emnist_digits", files)
+    write(tmp_path, "emnist_digits", files)
     images, _ = sources.read("emnist_digits", tmp_path, train=True)
     assert images[0].nonzero().tolist() == [[14, 3]]
 
 
 @pytest.mark.mnist
-def test_mnist_is_mnist() -> None:
+def test_real_mnist() -> None:
     sources.fetch("mnist")
     images, labels = sources.read("mnist", train=True)
     assert (images.shape, images.dtype) == ((60_000, 28, 28), torch.uint8)
@@ -542,7 +544,7 @@ def test_mnist_is_mnist() -> None:
 
 @pytest.mark.mnist
 @pytest.mark.parametrize("damage", ["flip", "truncate"])
-def test_damage_to_the_real_mnist_is_found(damage: str, tmp_path: Path) -> None:
+def test_damage_to_real_mnist_is_detected(damage: str, tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
@@ -554,17 +556,17 @@ def test_damage_to_the_real_mnist_is_found(damage: str, tmp_path: Path) -> None:
         else:
             file.seek(5_000_000)
             file.write(b"\x55")
-    found = {"truncate": "7840016 bytes, found 1000", "flip": "MD5 2646ac647ad5339dbf082846283269ea, found"}[damage]
-    with pytest.raises(InputError, match=rf"t10k-images-idx3-ubyte is damaged .expected {found}"):
+    expected = {"truncate": "7840016 bytes, found 1000", "flip": "MD5 2646ac647ad5339dbf082846283269ea, found"}[damage]
+    with pytest.raises(InputError, match=rf"t10k-images-idx3-ubyte is damaged .expected {expected}"):
         sources.read("mnist", tmp_path, train=False)
 
 
 # Embedded digits
 
 
-def test_digits_are_all_there_twice_the_same_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_digits_are_complete_deterministic_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("a connection")
+        raise AssertionError("opened a socket")
 
     monkeypatch.setattr(socket, "socket", refuse)
     sources.fetch("digits", tmp_path)
@@ -581,17 +583,17 @@ def test_digits_are_all_there_twice_the_same_and_offline(monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
-def test_digits_look_like_mnist() -> None:
+def test_digits_are_in_mnist_format() -> None:
     images = sources.read("digits", train=True)[0].double()
     rows, columns = (images > 0).any(2).sum(1), (images > 0).any(1).sum(1)
-    assert torch.maximum(rows, columns).eq(20).double().mean() > 0.95  # they fill MNIST's box,
-    assert torch.maximum(rows, columns).max() == 20  # and stay within it,
+    assert torch.maximum(rows, columns).eq(20).double().mean() > 0.95  # digits fill the box of 20 pixels
+    assert torch.maximum(rows, columns).max() == 20  # and do not exceed it
     mass, place = images.sum((1, 2)), torch.arange(28.0, dtype=torch.double)
-    for axis in (2, 1):  # with their centre of mass where MNIST's is, to half a pixel and some rounding,
+    for axis in (2, 1):  # centre of mass, within half a pixel and rounding
         assert ((images.sum(axis) @ place / mass) - 14).abs().max() < 0.52
-    assert images.amax((1, 2)).eq(255).all()  # in white on black,
-    assert images.mean() / 255 == pytest.approx(0.1307, abs=0.005)  # with as much ink as MNIST's,
-    assert (images > 0).double().mean() == pytest.approx(0.191, abs=0.01)  # on as many pixels
+    assert images.amax((1, 2)).eq(255).all()  # white on black
+    assert images.mean() / 255 == pytest.approx(0.1307, abs=0.005)  # mean intensity of MNIST
+    assert (images > 0).double().mean() == pytest.approx(0.191, abs=0.01)  # share of nonzero pixels in MNIST
     assert (images[:, 0].sum(), images[:, :, 0].sum()) == (0, 0)
 
 
@@ -603,7 +605,7 @@ def draw(path: Path, value: int, size: tuple[int, int] = (28, 28), mode: str = "
     Image.new("L", size, value).convert(mode).save(path)
 
 
-def test_a_folder_is_divided_by_class_and_shuffled_once_and_for_all(tmp_path: Path) -> None:
+def test_folder_is_split_by_class_and_shuffled_deterministically(tmp_path: Path) -> None:
     for position, name in enumerate(("ape", "bee", "cat")):
         for n in range(14 * (position + 1)):
             draw(tmp_path / name / f"{n}.png", 50 * position + n)
@@ -617,13 +619,13 @@ def test_a_folder_is_divided_by_class_and_shuffled_once_and_for_all(tmp_path: Pa
     assert train[1].bincount().tolist() == [12, 24, 36]
     assert test[1].bincount().tolist() == [2, 4, 6]
     values = torch.cat([train[0], test[0]])[:, 0, 0].tolist()
-    assert sorted(values) == sorted([*range(14), *range(50, 78), *range(100, 142)])  # each picture in one part
+    assert sorted(values) == sorted([*range(14), *range(50, 78), *range(100, 142)])  # each picture is in one split
     assert all(value // 50 == label for value, label in zip(values, torch.cat([train[1], test[1]]), strict=True))
     assert set(train[1][-12:].tolist()) == {0, 1, 2}
     assert torch.equal(train[0], sources.read(source, train=True)[0])
 
 
-def test_a_folder_may_be_divided_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_with_train_and_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part, n in (("train", 5), ("test", 1)):
         for digit in (3, 8):
             for k in range(n):
@@ -636,12 +638,12 @@ def test_a_folder_may_be_divided_already(tmp_path: Path, monkeypatch: pytest.Mon
     shutil.rmtree("mine/test/3")
     draw(tmp_path / "mine/test/4/0.png", 40)
     for train in (True, False):
-        with pytest.raises(InputError, match="different classes"):
+        with pytest.raises(InputError, match="hold different sub-folders; they need the same classes"):
             sources.read("folder:mine", train=train)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_pictures_of_any_mode_become_grey(mode: str, tmp_path: Path) -> None:
+def test_all_image_modes_become_grey(mode: str, tmp_path: Path) -> None:
     picture = np.zeros((28, 28), np.uint8)
     picture[4:24, 10:18] = 255
     picture[10:12, 10:18] = 255 if mode == "1" else 85
@@ -657,7 +659,7 @@ def test_pictures_of_any_mode_become_grey(mode: str, tmp_path: Path) -> None:
     assert np.array_equal(sources.read(f"folder:{tmp_path}", train=True)[0][0], picture)
 
 
-def test_pictures_keep_their_shape_on_black_and_transparency_is_black(tmp_path: Path) -> None:
+def test_pictures_are_padded_with_black_and_transparency_is_black(tmp_path: Path) -> None:
     for name in ("wide", "glass"):
         (tmp_path / name).mkdir()
         for n in range(2):
@@ -671,19 +673,20 @@ def test_pictures_keep_their_shape_on_black_and_transparency_is_black(tmp_path: 
     assert (images[labels == 0] == 0).all()
 
 
-def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_unreadable_picture_is_reported(tmp_path: Path) -> None:
     for name in "01":
         for n in range(2):
             draw(tmp_path / name / f"{n}.png", 100, size=(300, 300))
+    assert len(sources.read(f"folder:{tmp_path}", train=True)[0]) == 2
     whole = (tmp_path / "0" / "0.png").read_bytes()
     for content in (b"not a picture", b"", whole[:-300]):
-        for n in range(2):  # whichever of them is in the part
+        for n in range(2):  # either may be in the training set
             (tmp_path / "1" / f"{n}.png").write_bytes(content)
-        with pytest.raises(InputError, match=r"1.[01]\.png is no picture that can be read: "):
+        with pytest.raises(InputError, match=r"1.[01]\.png cannot be read as a picture: "):
             sources.read(f"folder:{tmp_path}", train=True)
 
 
-def test_folders_that_are_no_source_are_named(tmp_path: Path) -> None:
+def test_invalid_folders_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere cannot be read: No such file or directory") as caught:
         sources.read(f"folder:{tmp_path / 'nowhere'}", train=True)
     assert not isinstance(caught.value, SourceUnavailableError)
@@ -691,8 +694,8 @@ def test_folders_that_are_no_source_are_named(tmp_path: Path) -> None:
         sources.read(f"folder:{tmp_path}", train=True)
     for n in range(11):
         (tmp_path / f"{n:02}").mkdir()
-    with pytest.raises(InputError, match="holds 11 sub-folders, not 2 to 10"):
+    with pytest.raises(InputError, match="holds 11 sub-folders, expected 2 to 10"):
         sources.read(f"folder:{tmp_path}", train=True)
     (tmp_path / "10").rmdir()
-    with pytest.raises(InputError, match="00 holds 0 pictures"):
+    with pytest.raises(InputError, match="00 holds 0 pictures, expected at least 2"):
         sources.read(f"folder:{tmp_path}", train=True)

@@ -1,5 +1,3 @@
-"""Superpixels: true to the image, true to their neighbours, safe on disk."""
-
 import shutil
 import subprocess
 import sys
@@ -16,7 +14,7 @@ from mnist_lightning.data.sources import read
 from mnist_lightning.data.superpixels import (
     NODES,
     SuperpixelGraphs,
-    joined,
+    concatenate,
     nearest_neighbors,
     read_graphs,
     segment,
@@ -36,7 +34,7 @@ def graphs(images: Tensor) -> SuperpixelGraphs:
     return superpixel_graphs(images)
 
 
-def test_superpixels_partition_the_image_into_connected_parts(images: Tensor) -> None:
+def test_superpixels_are_connected_and_cover_the_image(images: Tensor) -> None:
     for image in images.numpy():
         segments = segment(image)
         assert segments.shape == (28, 28)
@@ -49,16 +47,16 @@ def test_superpixels_partition_the_image_into_connected_parts(images: Tensor) ->
 
 @pytest.mark.parametrize("nodes", [20, 75, 255])
 @pytest.mark.parametrize("value", [0, 255])
-def test_images_without_anything_to_see(nodes: int, value: int) -> None:
+def test_constant_images(nodes: int, value: int) -> None:
     assert segment(np.full((28, 28), value, np.uint8), nodes).max() < nodes
 
 
-def test_the_number_of_superpixels_can_be_chosen(images: Tensor) -> None:
+def test_maximum_number_of_superpixels(images: Tensor) -> None:
     few, many = (segment(images[0].numpy(), nodes).max() + 1 for nodes in (30, 200))
     assert few <= 30 < many <= 200
 
 
-def test_node_features_are_those_of_their_pixels(images: Tensor, graphs: SuperpixelGraphs) -> None:
+def test_node_features_match_their_pixels(images: Tensor, graphs: SuperpixelGraphs) -> None:
     for g, image in enumerate(images):
         first, last = graphs.node_ptr[g : g + 2].tolist()
         assert graphs.segments[g].max() == last - first - 1
@@ -74,53 +72,53 @@ def test_node_features_are_those_of_their_pixels(images: Tensor, graphs: Superpi
 
 
 @pytest.mark.slow
-def test_neighbors_are_those_of_brute_force(graphs: SuperpixelGraphs) -> None:
+def test_neighbors_match_brute_force(graphs: SuperpixelGraphs) -> None:
     for g in range(len(graphs)):
         pos = graphs.pos[graphs.node_ptr[g] : graphs.node_ptr[g + 1]].double()
         edges = graphs.edges[:, graphs.edge_ptr[g] : graphs.edge_ptr[g + 1]].long()
         for node in range(len(pos)):
             distances = [((pos[node] - other) ** 2).sum().item() for other in pos]
             others = sorted(set(range(len(pos))) - {node}, key=lambda other: distances[other])
-            found = edges[0, edges[1] == node].tolist()
-            assert len(set(found)) == 8
-            assert node not in found
-            # The nearest is there: a widely used builder of these graphs drops it.
-            assert sorted(distances[i] for i in found) == pytest.approx([distances[i] for i in others[:8]], abs=1e-7)
+            sources = edges[0, edges[1] == node].tolist()
+            assert len(set(sources)) == 8
+            assert node not in sources
+            # Includes the nearest node, which a widely used builder of these graphs drops.
+            assert sorted(distances[i] for i in sources) == pytest.approx([distances[i] for i in others[:8]], abs=1e-7)
 
 
-def test_equally_near_nodes_are_taken_in_their_order() -> None:
+def test_ties_between_neighbors_go_to_the_lower_index() -> None:
     corners = torch.tensor([[[0.5, 0.5], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]])
     assert nearest_neighbors(corners, torch.tensor([5]), 4)[0, 0].tolist() == [1, 2, 3, 4]
 
 
-def test_too_few_superpixels_for_the_neighbors(images: Tensor) -> None:
-    with pytest.raises(InputError, match="image 0 has 4 superpixels, too few for 8 neighbours"):
+def test_too_few_superpixels_for_the_number_of_neighbors(images: Tensor) -> None:
+    with pytest.raises(InputError, match=r"image 0 must have more than 8 superpixels .* got 4"):
         superpixel_graphs(images[:1], nodes=4)
 
 
-def test_graphs_do_not_depend_on_their_company(images: Tensor, graphs: SuperpixelGraphs) -> None:
-    parts = joined([superpixel_graphs(part) for part in images.split(7)])
+def test_graphs_do_not_depend_on_the_batch(images: Tensor, graphs: SuperpixelGraphs) -> None:
+    parts = concatenate([superpixel_graphs(part) for part in images.split(7)])
     for name, whole in vars(graphs).items():
         assert torch.equal(getattr(parts, name), whole), name
 
 
-def test_a_file_is_made_once_and_mapped_later(images: Tensor, graphs: SuperpixelGraphs, tmp_path: Path) -> None:
+def test_cache_file_is_built_once(images: Tensor, graphs: SuperpixelGraphs, tmp_path: Path) -> None:
     path = stored_graphs("digits", images, [tmp_path / "superpixels"])
     for name, column in vars(read_graphs(path)).items():
         assert torch.equal(column, getattr(graphs, name)), name
-    made = path.stat().st_mtime_ns
+    built = path.stat().st_mtime_ns
     assert stored_graphs("digits", images, [tmp_path / "superpixels"]) == path
-    assert path.stat().st_mtime_ns == made
+    assert path.stat().st_mtime_ns == built
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_other_images_have_another_file(images: Tensor, tmp_path: Path) -> None:
+def test_different_images_have_different_cache_files(images: Tensor, tmp_path: Path) -> None:
     paths = {stored_graphs("digits", part, [tmp_path]) for part in (images[:9], images[:9].flip(2))}
     assert len(paths) == 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "a bit flipped", "something else"])
-def test_a_damaged_file_is_noticed_and_made_anew(damage: str, images: Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "empty", "bit flip", "wrong format"])
+def test_damaged_cache_file_is_rebuilt(damage: str, images: Tensor, tmp_path: Path) -> None:
     path = stored_graphs("digits", images[:9], [tmp_path])
     whole = path.read_bytes()
     at = len(whole) // 2
@@ -128,24 +126,24 @@ def test_a_damaged_file_is_noticed_and_made_anew(damage: str, images: Tensor, tm
         {
             "truncated": whole[:at],
             "empty": b"",
-            "a bit flipped": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],
-            "something else": b"not a file of graphs",
+            "bit flip": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],
+            "wrong format": b"not a file of graphs",
         }[damage]
     )
-    with pytest.warns(UserWarning, match="is damaged and made anew"):
+    with pytest.warns(UserWarning, match="is damaged and will be rebuilt"):
         assert stored_graphs("digits", images[:9], [tmp_path]) == path
     assert torch.equal(read_graphs(path).x, superpixel_graphs(images[:9]).x)
 
 
-def test_where_the_root_is_for_reading_only_another_folder_is_taken(images: Tensor, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()  # no folder can be made in it, not even by root
-    path = stored_graphs("digits", images[:9], [tmp_path / "file" / "superpixels", tmp_path / "mine"])
-    assert path.parent == tmp_path / "mine"
-    with pytest.raises(InputError, match=r"nothing can be written to .*superpixels: no permission"):
+def test_first_writable_folder_is_used(images: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # a file cannot contain folders, not even for root
+    path = stored_graphs("digits", images[:9], [tmp_path / "file" / "superpixels", tmp_path / "writable"])
+    assert path.parent == tmp_path / "writable"
+    with pytest.raises(InputError, match=r"cannot write to .*superpixels: permission denied"):
         stored_graphs("digits", images[:9], [tmp_path / "file" / "superpixels"])
 
 
-def test_without_building_an_absent_file_is_an_error(images: Tensor, tmp_path: Path) -> None:
+def test_missing_cache_file_without_build(images: Tensor, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no digits-"):
         stored_graphs("digits", images[:9], [tmp_path], build=False)
 
@@ -160,7 +158,7 @@ stored_graphs("digits", read("digits", train=False)[0][:9], [Path("both")])
 
 
 @pytest.mark.slow
-def test_two_processes_at_once_leave_one_good_file(images: Tensor) -> None:
+def test_two_processes_build_the_same_file(images: Tensor) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", STORE]) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     (path,) = Path("both").iterdir()
@@ -168,7 +166,7 @@ def test_two_processes_at_once_leave_one_good_file(images: Tensor) -> None:
 
 
 @pytest.mark.slow
-def test_in_many_chunks_by_many_processes(
+def test_build_in_chunks_with_several_processes(
     images: Tensor, graphs: SuperpixelGraphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(superpixels, "_CHUNK", 15)

@@ -10,7 +10,7 @@ from mnist_lightning.data.sources import read
 from mnist_lightning.data.unknowns import available_unknowns, unknown_images
 
 DIGITS, LABELS = read("digits", train=False)
-DRAWN = ["noise", "blank", "letters", "rotated"]
+SYNTHETIC = ["noise", "blank", "letters", "rotated"]
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -20,7 +20,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 @pytest.fixture
 def fashion(tmp_path: Path) -> Path:
-    """A root with test images that could be Fashion-MNIST's."""
+    """Data root with random test images in the layout of Fashion-MNIST."""
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     write_idx(raw / "t10k-images-idx3-ubyte", np.random.default_rng(0).integers(256, size=(2500, 28, 28)))
@@ -28,16 +28,16 @@ def fashion(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_the_seed_decides(name: str) -> None:
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_seed_determines_the_images(name: str) -> None:
     first = unknown_images(name, DIGITS, LABELS, seed=0)
     assert first.dtype == torch.uint8
     assert first.shape[1:] == (28, 28)
     assert torch.equal(first, unknown_images(name, DIGITS, LABELS, seed=0))
-    if name != "rotated":  # of 182 digits that can be turned there is no choice
+    if name != "rotated":  # only 182 digits can be rotated, so all are used
         assert len(first) == 2000
         assert not torch.equal(first, unknown_images(name, DIGITS, LABELS, seed=1))
-    assert len(torch.unique(first.flatten(1), dim=0)) == len(first)  # pictures that are the same have no rates
+    assert len(torch.unique(first.flatten(1), dim=0)) == len(first)  # duplicates would distort error rates
 
 
 def test_noise_is_uniform() -> None:
@@ -45,27 +45,27 @@ def test_noise_is_uniform() -> None:
     assert counts.float().std() / counts.float().mean() < 0.03
 
 
-def test_blank_pictures_are_black_but_for_the_sensor() -> None:
+def test_blank_images_are_black_with_sensor_noise() -> None:
     blank = unknown_images("blank", DIGITS, LABELS).float()
     assert blank.max() < 128
     assert blank.mean(dim=(1, 2)).max() < 10
     assert (blank == 0).float().mean() > 0.5
 
 
-def test_rotated_digits_are_those_that_then_are_none() -> None:
+def test_rotated_digits_no_longer_resemble_digits() -> None:
     rotated = unknown_images("rotated", DIGITS, LABELS)
-    turnable = [image for image, label in zip(DIGITS, LABELS.tolist(), strict=True) if label in (2, 3, 4, 5, 7)]
-    np.testing.assert_array_equal(rotated, np.stack([np.rot90(image) for image in turnable]))
+    rotatable = [image for image, label in zip(DIGITS, LABELS.tolist(), strict=True) if label in (2, 3, 4, 5, 7)]
+    np.testing.assert_array_equal(rotated, np.stack([np.rot90(image) for image in rotatable]))
 
 
-def test_of_many_digits_a_sample_is_turned() -> None:
+def test_rotated_digits_are_sampled_from_a_large_set() -> None:
     digits, labels = DIGITS.repeat(20, 1, 1), LABELS.repeat(20)
-    one, other = (unknown_images("rotated", digits, labels, seed) for seed in (0, 1))
-    assert len(one) == 2000
-    assert not torch.equal(one, other)
+    first, second = (unknown_images("rotated", digits, labels, seed) for seed in (0, 1))
+    assert len(first) == 2000
+    assert not torch.equal(first, second)
 
 
-def test_letters_are_as_mnist_would_have_them() -> None:
+def test_letters_are_in_mnist_format() -> None:
     letters = unknown_images("letters", DIGITS, LABELS).numpy()
     centres = np.array([ndimage.center_of_mass(letter) for letter in letters])
     assert np.abs(centres - 14).max() < 3
@@ -75,23 +75,23 @@ def test_letters_are_as_mnist_would_have_them() -> None:
     assert 0.08 < letters.mean() / 255 < 0.25
 
 
-def test_what_is_on_disk_is_available(fashion: Path, tmp_path: Path) -> None:
-    assert sorted(available_unknowns(str(tmp_path / "empty"))) == sorted(DRAWN)
-    assert sorted(available_unknowns(str(fashion))) == sorted([*DRAWN, "fashion_mnist"])
+def test_sets_on_disk_are_available(fashion: Path, tmp_path: Path) -> None:
+    assert sorted(available_unknowns(str(tmp_path / "empty"))) == sorted(SYNTHETIC)
+    assert sorted(available_unknowns(str(fashion))) == sorted([*SYNTHETIC, "fashion_mnist"])
     images = unknown_images("fashion_mnist", DIGITS, LABELS, root=str(fashion))
-    there = {image.tobytes() for image in read("fashion_mnist", fashion, train=False)[0].numpy()}
-    assert len({image.tobytes() for image in images.numpy()} & there) == 2000
+    stored = {image.tobytes() for image in read("fashion_mnist", fashion, train=False)[0].numpy()}
+    assert len({image.tobytes() for image in images.numpy()} & stored) == 2000
 
 
-def test_damage_is_named_and_not_taken_for_absence(fashion: Path) -> None:
+def test_damaged_files_do_not_count_as_missing(fashion: Path) -> None:
     file = fashion / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match="is damaged"):
         available_unknowns(str(fashion))
 
 
-def test_sets_that_are_not_there() -> None:
+def test_missing_and_unknown_sets_are_rejected() -> None:
     with pytest.raises(InputError, match="kmnist needs"):
         unknown_images("kmnist", DIGITS, LABELS)
-    with pytest.raises(InputError, match=r"no set of unknown pictures is called letter: .*; did you mean letters"):
+    with pytest.raises(InputError, match=r"unknown out-of-distribution set 'letter', .*; did you mean letters"):
         unknown_images("letter", DIGITS, LABELS)

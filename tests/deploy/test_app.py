@@ -26,11 +26,11 @@ from mnist_lightning import GNN, MLP, Classifier, InputError, LeNet5
 from mnist_lightning.data.handwriting import digit_of
 from mnist_lightning.data.sources import read
 from mnist_lightning.deploy import app as module
-from mnist_lightning.deploy.app import LARGEST, serve, start
-from mnist_lightning.deploy.app_page import answers_html
+from mnist_lightning.deploy.app import MAX_REQUEST, answers_html, model_names, serve, start
+from mnist_lightning.runs.run import Run
 
 pytestmark = [
-    pytest.mark.slow,  # Gradio alone takes three seconds to import
+    pytest.mark.slow,  # importing Gradio takes three seconds
     pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="Gradio is not installed"),
 ]
 PASSWORDS = "/etc/passwd"
@@ -38,15 +38,15 @@ PASSWORDS = "/etc/passwd"
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Classifier]:
-    """Untrained, so that they are unsure."""
+    """Untrained models, whose answers are doubtful."""
     torch.manual_seed(0)
-    return {"lenet": LeNet5().eval(), "<gnn>": GNN(width=8, depth=2).eval()}
+    return {"lenet": LeNet5().eval(), "<script>alert(1)</script>": GNN(width=8, depth=2).eval()}
 
 
 @pytest.fixture(scope="module")
 def app(models: dict[str, Classifier], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("app") / "kept"))
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("app") / "cache"))
         running = start(models, free_port())
         yield running
         running.close(verbose=False)
@@ -80,44 +80,45 @@ def post(app: Any, path: str, **request: Any) -> Any:
 
 
 def ask(app: Any, value: object) -> str:
-    (sheet,) = (number for number, block in app.blocks.items() if block.get_block_name() == "html")
-    question = {"session_hash": "visitor", "component_id": sheet, "fn_name": "answer", "data": value}
-    response = post(app, "gradio_api/component_server/", json=question)
+    (component,) = (number for number, block in app.blocks.items() if block.get_block_name() == "html")
+    request = {"session_hash": "visitor", "component_id": component, "fn_name": "answer", "data": value}
+    response = post(app, "gradio_api/component_server/", json=request)
     assert response.status_code == 200
     html: str = response.json()
     return html
 
 
-def shares(html: str) -> list[list[float]]:
-    """What the bars say, model by model."""
+def percentages(html: str) -> list[list[float]]:
+    """Numbers beside the bars, by model."""
     return [
-        [float(share) for share in re.findall(r"<span>([0-9.]+) %</span></div>", model)]
+        [float(number) for number in re.findall(r"<span>([0-9.]+) %</span></div>", model)]
         for model in html.split("<section")[1:]
     ]
 
 
 def expected(models: dict[str, Classifier], digit: Tensor) -> list[list[float]]:
-    found = [100 * model.classify(digit[None])[0].softmax(dim=0) for model in models.values()]
-    return [[round(share, 1) for share in one.tolist()] for one in found]
+    probabilities = [model.classify(digit[None])[0].softmax(dim=0) for model in models.values()]
+    return [[round(100 * p, 1) for p in one.tolist()] for one in probabilities]
 
 
 def test_all_models_answer(app: Any, models: dict[str, Classifier]) -> None:
     picture = on_paper(read("digits", train=False)[0][7])
     html = ask(app, url_of(bytes_of(picture)))
-    np.testing.assert_allclose(shares(html), expected(models, digit_of(picture)), atol=0.11)
-    assert html.index("<h2>lenet</h2>") < html.index("<h2>&lt;gnn&gt;</h2>")
+    np.testing.assert_allclose(percentages(html), expected(models, digit_of(picture)), atol=0.11)
+    assert html.index("<h2>lenet</h2>") < html.index("<h2>&lt;script&gt;alert(1)&lt;/script&gt;</h2>")
+    assert "<script" not in html
     assert html.count("may be no digit") == 2
-    assert len(re.findall(r"(?:answered|picture) in [0-9.]+ ms", html)) == 3
+    assert len(re.findall(r"(?:classified|converted) in [0-9.]+ ms", html)) == 3
     pictures = [Image.open(BytesIO(b64decode(part))) for part in re.findall(r'base64,([^"]+)"', html)]
     assert [one.size for one in pictures] == [(300, 300), (300, 300), (28, 28)]
     assert np.array_equal(pictures[-1], digit_of(picture))
-    assert len(np.unique(np.asarray(pictures[0]).reshape(-1, 4), axis=0)) > 20  # a map, and not an empty picture
+    assert len(np.unique(np.asarray(pictures[0]).reshape(-1, 4), axis=0)) > 20  # the figure is not empty
     assert "Grad-CAM" in html
-    assert "Connections" in html
+    assert "Edges: blue is evidence for" in html
 
 
 class Columns(Classifier):
-    """Takes no pixels."""
+    """Its input is not an image."""
 
     def forward(self, columns: Tensor) -> Tensor:
         return columns[:, :10]
@@ -126,13 +127,24 @@ class Columns(Classifier):
         return (digits.float().mean(dim=1),)
 
 
-def test_other_models() -> None:
+def test_models_without_convolutions() -> None:
     digit = read("digits", train=False)[0][7]
     mlp, columns = module._answers({"mlp": MLP().eval(), "columns": Columns().eval()}, digit)
-    assert mlp.why is not None
-    assert mlp.why[1] == f"Blue speaks for {mlp.probabilities.argmax()}, orange against (input gradients)"
-    assert columns.why is None
+    assert mlp.explanation is not None
+    predicted = mlp.probabilities.argmax()
+    assert mlp.explanation.caption == f"Input gradients: blue is evidence for {predicted}, orange against it"
+    assert columns.explanation is None
     assert "<figure>" not in answers_html(digit, 1.0, [columns])
+
+
+def test_names_of_models(tmp_path: Path) -> None:
+    cnn = [Run(tmp_path / "cnn" / version) for version in ("version_0", "version_1")]
+    gnn, other = Run(tmp_path / "gnn" / "version_0"), Run(tmp_path / "other" / "gnn" / "version_0")
+    assert model_names([cnn[0].best, gnn.best, tmp_path / "mine.ckpt"]) == ["cnn", "gnn", "mine"]
+    assert model_names([run.best for run in cnn]) == ["cnn, version_0", "cnn, version_1"]
+    assert model_names([gnn.best, gnn.last]) == [f"gnn, {gnn.best.name}", f"gnn, {gnn.last.name}"]
+    assert model_names([gnn.best, cnn[0].best, other.best]) == ["gnn", "cnn", "gnn, other"]
+    assert model_names([Run(tmp_path / "my_run").best]) == ["my_run"]
 
 
 def damaged() -> bytes:
@@ -140,7 +152,7 @@ def damaged() -> bytes:
 
 
 def bomb() -> bytes:
-    """A picture that says that it has 100 million pixels."""
+    """A small PNG file whose header claims 100 million pixels."""
     size = b"IHDR" + struct.pack(">IIBBBBB", 10_000, 10_000, 8, 0, 0, 0, 0)
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size))
     return header + struct.pack(">I", 9) + b"IDAT" + zlib.compress(bytes(1))
@@ -149,27 +161,27 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("notes<b>.txt", "notes&lt;b&gt;.txt is no picture that can be read"),
-        (url_of(b"not a picture"), "the picture is no picture that can be read"),
-        (url_of(damaged()), "the picture is no picture that can be read"),
+        ("notes<b>.txt", "notes&lt;b&gt;.txt cannot be read as a picture"),
+        (url_of(b"not a picture"), "the picture cannot be read"),
+        (url_of(damaged()), "the picture cannot be read"),
         (url_of(bomb()), "64 million pixels"),
         (url_of(bytes_of(Image.new("L", (90, 90), 255))), "blank"),
-        ("data:image/png;base64,?", "what was sent is no picture"),
-        (PASSWORDS, "/etc/passwd is no picture"),
-        (f"file://{PASSWORDS}", "is no picture"),
-        ({"path": PASSWORDS, "meta": {"_type": "gradio.FileData"}}, "what was sent is no picture"),
-        ([PASSWORDS], "what was sent is no picture"),
-        (None, "what was sent is no picture"),
+        ("data:image/png;base64,?", "the request cannot be read as a picture"),
+        (PASSWORDS, "/etc/passwd cannot be read as a picture"),
+        (f"file://{PASSWORDS}", "cannot be read as a picture"),
+        ({"path": PASSWORDS, "meta": {"_type": "gradio.FileData"}}, "the request cannot be read as a picture"),
+        ([PASSWORDS], "the request cannot be read as a picture"),
+        (None, "the request cannot be read as a picture"),
     ],
 )
-def test_what_is_no_picture_gets_a_message(app: Any, value: object, message: str) -> None:
+def test_unreadable_pictures_get_a_message(app: Any, value: object, message: str) -> None:
     html = ask(app, value)
     assert html.startswith('<p class="problem"')
     assert message in html
     assert "root:" not in html
 
 
-def test_nothing_but_questions_gets_in(app: Any, tmp_path: Path) -> None:
+def test_other_requests_are_blocked(app: Any, tmp_path: Path) -> None:
     import httpx
 
     file = {"files": ("seven.png", b"7", "image/png")}
@@ -178,51 +190,51 @@ def test_nothing_but_questions_gets_in(app: Any, tmp_path: Path) -> None:
     for closed in ("queue/join", "run/predict", "call/answer", "component_server"):
         assert post(app, f"gradio_api/{closed}", json=path).status_code == 404
     assert post(app, "gradio_api/component_server/", files=file).status_code == 404
-    large = {"data": "7" * LARGEST}
+    large = {"data": "7" * MAX_REQUEST}
     assert post(app, "gradio_api/component_server/", json=large).status_code == 413
     json = {"Content-Type": "application/json"}
-    endless = (b"7" for _ in range(3))  # sent in chunks, of which nobody knows how many will come
-    assert post(app, "gradio_api/component_server/", content=endless, headers=json).status_code == 413
-    (tmp_path / "here.txt").write_text("here")  # where the app was started
+    chunks = (b"7" for _ in range(3))  # a request without a length
+    assert post(app, "gradio_api/component_server/", content=chunks, headers=json).status_code == 413
+    (tmp_path / "here.txt").write_text("here")  # in the working directory of the app
     for forbidden in (PASSWORDS, "here.txt", tmp_path / "here.txt"):
         assert httpx.get(f"{app.local_url}gradio_api/file={forbidden}").status_code in (403, 404)
     for closed in ("monitoring", "monitoring/summary", "docs", "openapi.json"):
         assert httpx.get(app.local_url + closed).status_code in (403, 404)
 
 
-def test_nothing_is_kept(app: Any) -> None:
+def test_pictures_are_not_stored(app: Any) -> None:
     picture = bytes_of(on_paper(read("digits", train=False)[0][7]))
-    assert shares(ask(app, url_of(picture)))
-    assert app.server_app.uploaded_file_dir == app.GRADIO_CACHE  # the only place that Gradio writes to
+    assert percentages(ask(app, url_of(picture)))
+    assert app.server_app.uploaded_file_dir == app.GRADIO_CACHE  # the only folder that Gradio writes to
     assert [path for path in Path(app.GRADIO_CACHE).rglob("*") if path.is_file()] == []
     sessions = [list(session.components) for session in app.server_app.state_holder.session_data.values()]
     assert sessions
     assert "base64" not in repr(sessions)
 
 
-def test_fifty_questions_from_eight_visitors(app: Any, models: dict[str, Classifier]) -> None:
+def test_concurrent_requests(app: Any, models: dict[str, Classifier]) -> None:
     pictures = [on_paper(digit) for digit in read("digits", train=False)[0][:50]]
     with ThreadPoolExecutor(8) as visitors:
         answers = list(visitors.map(lambda picture: ask(app, url_of(bytes_of(picture))), pictures))
-    for picture, html in zip(pictures, answers, strict=True):  # everyone has their own
-        np.testing.assert_allclose(shares(html), expected(models, digit_of(picture)), atol=0.11)
+    for picture, html in zip(pictures, answers, strict=True):
+        np.testing.assert_allclose(percentages(html), expected(models, digit_of(picture)), atol=0.11)
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((), {}, "no checkpoint is given"),
+        ((), {}, "no checkpoint is given; use app RUN_FOLDER..."),
         (("nowhere",), {}, "there is no checkpoint nowhere"),
-        (("nowhere",), {"port": 70_000}, "port is 70000; it must be from 1 to 65535"),
+        (("nowhere",), {"port": 70_000}, "port must be from 1 to 65535, got 70000"),
         (("nowhere",), {"host": "999.1.1.1"}, "cannot listen on 999.1.1.1, port 7860"),
     ],
 )
-def test_what_cannot_be_served(arguments: tuple[str, ...], options: dict[str, Any], message: str) -> None:
+def test_wrong_arguments(arguments: tuple[str, ...], options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         serve(*arguments, **options)
 
 
-def test_a_port_that_is_taken(app: Any) -> None:
+def test_port_in_use(app: Any) -> None:
     with pytest.raises(InputError, match=rf"port {app.server_port}: Address already in use; choose another --port"):
         serve("nowhere", port=app.server_port)
 
@@ -244,17 +256,19 @@ def test_from_the_command_line_until_interrupted(
         "state_dict": model.state_dict(),
         "hyper_parameters": dict(model.hparams),
     }
-    (tmp_path / "lenet" / "version_0" / "checkpoints").mkdir(parents=True)
-    torch.save(checkpoint, tmp_path / "lenet" / "version_0" / "checkpoints" / "best.ckpt")
-    torch.save(checkpoint, tmp_path / "mine.ckpt")
-    # A shell starts its background jobs deaf to Ctrl-C, and what they start is so, too.
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = spawn("app", "lenet/version_0", "mine.ckpt", "lenet/version_0", "--port", str(port := free_port()))
-    signal.signal(signal.SIGINT, heard)
+    versions = ["lenet/version_0", "lenet/version_1"]
+    for path in (*(Run(tmp_path / version).best for version in versions), tmp_path / "mine.ckpt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, path)
+    # The background jobs of a shell ignore Ctrl-C, and so do their child processes.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = spawn("app", *versions, "mine.ckpt", "--port", str(port := free_port()))
+    signal.signal(signal.SIGINT, handler)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        assert line == f"http://127.0.0.1:{port}/ shows lenet (1), mine, lenet (2); Ctrl-C ends it\n"
+        names = "lenet, version_0; lenet, version_1; mine"
+        assert line == f"Open http://127.0.0.1:{port}/ to use {names}. Press Ctrl-C to stop.\n"
         assert "Which digit is it?" in httpx.get(f"http://127.0.0.1:{port}").text
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=30)
@@ -268,7 +282,7 @@ def test_from_the_command_line_until_interrupted(
 def browser() -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
-        pytest.skip("there is no Chromium")
+        pytest.skip("Chromium is not installed")
     playwright = pytest.importorskip("playwright.sync_api").sync_playwright().start()
     running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
     yield running
@@ -278,7 +292,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(app: Any, browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the app; in the end nothing must have been asked of another host, and nothing be left on the console."""
+    """Opens the app. Fails if the page requests anything from another host or writes an error to the console."""
     problems: list[str] = []
     contexts = []
 
@@ -288,12 +302,12 @@ def visit(app: Any, browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("requestfailed", lambda request: problems.append(request.url))
-        page.on("request", lambda request: problems.append(request.url) if is_elsewhere(request.url) else None)
+        page.on("request", lambda request: problems.append(request.url) if is_foreign(request.url) else None)
         page.goto(app.local_url)
         page.wait_for_selector("canvas")
         return page
 
-    def is_elsewhere(url: str) -> bool:
+    def is_foreign(url: str) -> bool:
         return not url.startswith((app.local_url, "data:", f"blob:{app.local_url}"))
 
     yield open_
@@ -311,49 +325,49 @@ HINT = "The answer appears here"
 
 
 def draw(page: Any, *strokes: list[tuple[float, float]]) -> None:
-    """Draws lines with the mouse; places are shares of the sheet's side."""
+    """Draws lines with the mouse. Points are (x, y) from 0 to 1 on the canvas."""
     box = page.locator("canvas").bounding_box()
     for stroke in strokes:
-        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
-        page.mouse.move(*places[0])
+        points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+        page.mouse.move(*points[0])
         page.mouse.down()
-        for place in places[1:]:
-            page.mouse.move(*place, steps=5)
+        for point in points[1:]:
+            page.mouse.move(*point, steps=5)
         page.mouse.up()
 
 
 def answers(page: Any) -> str:
-    """What the page says when it has been answered."""
+    """HTML of the answers, once they have arrived."""
     page.wait_for_selector(".answers[aria-busy=false]")
     html: str = page.locator(".answers").inner_html()
     return html
 
 
-def seen(html: str) -> Tensor:
-    """The digit that the page says that the models see."""
-    content = re.findall(r'class="seen"><img src="data:image/png;base64,([^"]+)"', html)
+def digit_in(html: str) -> Tensor:
+    """The 28x28 digit on the page."""
+    content = re.findall(r'class="input">\s*<img src="data:image/png;base64,([^"]+)"', html)
     return torch.from_numpy(np.array(Image.open(BytesIO(b64decode(content[0])))))
 
 
-def test_strokes_become_answers(visit: Callable[..., Any], models: dict[str, Classifier]) -> None:
+def test_drawing(visit: Callable[..., Any], models: dict[str, Classifier]) -> None:
     page = visit(**DESKTOP)
     assert HINT in page.locator(".answers").inner_html()
     draw(page, ROOF)
-    roof = seen(answers(page)) > 127
-    assert roof.any(dim=1).sum() < 8 < 18 <= roof.any(dim=0).sum()  # a line across
+    roof = digit_in(answers(page)) > 127
+    assert roof.any(dim=1).sum() < 8 < 18 <= roof.any(dim=0).sum()  # a horizontal line
     draw(page, LEG)
     html = answers(page)
-    assert (seen(html) > 127).any(dim=1).sum() >= 18
-    np.testing.assert_allclose(shares(html), expected(models, seen(html)), atol=0.11)
+    assert (digit_in(html) > 127).any(dim=1).sum() >= 18
+    np.testing.assert_allclose(percentages(html), expected(models, digit_in(html)), atol=0.11)
     first, second = (page.locator(".model").nth(i).bounding_box() for i in (0, 1))
     assert first["y"] == second["y"]
     assert first["x"] + first["width"] < second["x"]  # side by side
     page.keyboard.press("Control+z")
-    assert torch.equal(seen(answers(page)) > 127, roof)
+    assert torch.equal(digit_in(answers(page)) > 127, roof)
     page.click("text=Undo")
     assert HINT in answers(page)
     draw(page, ROOF, LEG)
-    assert "What the models see" in answers(page)
+    assert "Input of the models" in answers(page)
     page.click("text=Clear")
     assert HINT in answers(page)
     assert (
@@ -361,11 +375,11 @@ def test_strokes_become_answers(visit: Callable[..., Any], models: dict[str, Cla
             "() => new Set(document.querySelector('canvas').getContext('2d').getImageData(0, 0, 448, 448).data).size"
         )
         == 1
-    )  # white all over
+    )  # all white
 
 
 def photo_of(digit: Tensor) -> Image.Image:
-    """A sheet of paper, lit from one side, that has been photographed upright in a large format."""
+    """A large portrait photo of a digit on paper, lit from one side."""
     paper = np.add.outer(np.linspace(0, -40, 2000), np.linspace(210, 170, 1500)) + np.random.default_rng(0).normal(
         0, 4, (2000, 1500)
     )
@@ -379,32 +393,32 @@ def test_photos(visit: Callable[..., Any], models: dict[str, Classifier]) -> Non
     zero, one = read("digits", train=False)[0][:2]
     photo = {"name": "zero.jpg", "mimeType": "image/jpeg", "buffer": bytes_of(photo_of(zero), "jpeg")}
     page.set_input_files("input[type=file]", photo)
-    page.wait_for_selector(".seen")
+    page.wait_for_selector(".input")
     html = answers(page)
-    assert (seen(html).float() - zero).abs().mean() < 25
-    np.testing.assert_allclose(shares(html), expected(models, seen(html)), atol=0.11)
-    draw(page, ROOF)  # a stroke begins a new drawing
-    assert (seen(answers(page)) > 127).any(dim=1).sum() < 8
+    assert (digit_in(html).float() - zero).abs().mean() < 25
+    np.testing.assert_allclose(percentages(html), expected(models, digit_in(html)), atol=0.11)
+    draw(page, ROOF)  # a stroke replaces the photo
+    assert (digit_in(answers(page)) > 127).any(dim=1).sum() < 8
     for event, transfer in (("paste", "clipboardData"), ("drop", "dataTransfer")):
         page.click("text=Clear")
         assert HINT in answers(page)
         page.evaluate(
             """async ([event, transfer, url]) => {
-                const blob = await (await fetch(url)).blob(), given = new DataTransfer();
-                given.items.add(new File([blob], "one.png", { type: "image/png" }));
+                const blob = await (await fetch(url)).blob(), data = new DataTransfer();
+                data.items.add(new File([blob], "one.png", { type: "image/png" }));
                 const Type = event === "paste" ? ClipboardEvent : DragEvent;
-                document.body.dispatchEvent(new Type(event, { [transfer]: given, bubbles: true, cancelable: true }));
+                document.body.dispatchEvent(new Type(event, { [transfer]: data, bubbles: true, cancelable: true }));
             }""",
             [event, transfer, url_of(bytes_of(on_paper(one)))],
         )
-        page.wait_for_selector(".seen")
-        assert (seen(answers(page)).float() - one).abs().mean() < 25
+        page.wait_for_selector(".input")
+        assert (digit_in(answers(page)).float() - one).abs().mean() < 25
 
 
-def test_a_bad_file_gets_a_message(visit: Callable[..., Any]) -> None:
+def test_unreadable_files_get_a_message(visit: Callable[..., Any]) -> None:
     page = visit(**DESKTOP)
     for name, content, message in (
-        ("notes.png", b"not a picture", "notes.png is no picture that can be read"),
+        ("notes.png", b"not a picture", "notes.png cannot be read as a picture"),
         ("white.png", bytes_of(Image.new("L", (90, 90), 255)), "blank"),
     ):
         page.set_input_files("input[type=file]", {"name": name, "mimeType": "image/png", "buffer": content})
@@ -413,37 +427,37 @@ def test_a_bad_file_gets_a_message(visit: Callable[..., Any]) -> None:
     assert "problem" not in answers(page)
 
 
-def test_the_newest_question_wins(visit: Callable[..., Any]) -> None:
+def test_only_the_answer_to_the_newest_request_is_shown(visit: Callable[..., Any]) -> None:
     page = visit(**DESKTOP)
-    questions: list[Any] = []
-    page.route("**/component_server/", lambda question: questions.append(question))
+    requests: list[Any] = []
+    page.route("**/component_server/", lambda request: requests.append(request))
     draw(page, ROOF, LEG)
-    while len(questions) < 2:
+    while len(requests) < 2:
         page.wait_for_timeout(10)
-    questions[1].fulfill(json="second")
+    requests[1].fulfill(json="second")
     assert answers(page) == "second"
     with page.expect_response("**/component_server/"):
-        questions[0].fulfill(json="first")
+        requests[0].fulfill(json="first")
     assert answers(page) == "second"
     page.unroute("**/component_server/")
-    page.route("**/component_server/", lambda question: question.fulfill(status=204))
+    page.route("**/component_server/", lambda request: request.fulfill(status=204))
     page.click("text=Undo")
     assert "No answer" in answers(page)
 
 
-def test_a_phone(visit: Callable[..., Any], models: dict[str, Classifier]) -> None:
+def test_phone(visit: Callable[..., Any], models: dict[str, Classifier]) -> None:
     page = visit(**PHONE)
     box = page.locator("canvas").bounding_box()
     assert box["width"] > 340
     finger = page.context.new_cdp_session(page)
     for kind, x, y in (("Start", 0.3, 0.2), ("Move", 0.5, 0.5), ("Move", 0.7, 0.8), ("End", 0, 0)):
-        place = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
-        points = [] if kind == "End" else [place]
+        point = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+        points = [] if kind == "End" else [point]
         finger.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
     html = answers(page)
-    np.testing.assert_allclose(shares(html), expected(models, seen(html)), atol=0.11)
-    assert (seen(html) > 127).any(dim=1).sum() >= 18
-    assert page.evaluate("scrollY") == 0  # the finger has drawn, and not scrolled
+    np.testing.assert_allclose(percentages(html), expected(models, digit_in(html)), atol=0.11)
+    assert (digit_in(html) > 127).any(dim=1).sum() >= 18
+    assert page.evaluate("scrollY") == 0  # the finger draws and does not scroll
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.locator(".models").bounding_box()["y"] > box["y"] + box["height"]
     first, second = (page.locator(".model").nth(i).bounding_box() for i in (0, 1))

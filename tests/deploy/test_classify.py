@@ -1,3 +1,5 @@
+"""`mnist-lightning classify`: answers, doubts, the contact sheet and error messages."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +15,13 @@ from mnist_lightning import GNN, Classifier, InputError
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read
 from mnist_lightning.deploy.classify import classify, classify_pictures, remark
+from mnist_lightning.runs.run import Run
 
 Fails = Callable[..., str]
 
 
 class Nearest(Classifier):
-    """Knows some digits by heart."""
+    """Classifies by the nearest class mean."""
 
     def __init__(self, **training: Any) -> None:
         super().__init__(**training)
@@ -43,8 +46,8 @@ def checkpoint(tmp_path: Path) -> str:
 
 
 def saved(model: Classifier, folder: Path) -> str:
-    """A run's folder with a model's checkpoint."""
-    path = folder / "checkpoints" / "best.ckpt"
+    """Writes a run folder with a checkpoint of the model."""
+    path = Run(folder).best
     path.parent.mkdir(parents=True)
     content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     model.on_save_checkpoint(content)
@@ -54,7 +57,7 @@ def saved(model: Classifier, folder: Path) -> str:
 
 @pytest.fixture
 def pictures(tmp_path: Path, digits: tuple[Tensor, Tensor]) -> Path:
-    """A folder with a picture of each class, dark on light, named by it."""
+    """A folder with a picture of each class, dark on light, as 7.png."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     images, labels = digits
@@ -64,11 +67,11 @@ def pictures(tmp_path: Path, digits: tuple[Tensor, Tensor]) -> Path:
     return folder
 
 
-def test_a_folder_of_pictures_is_named_digit_by_digit(checkpoint: str, pictures: Path) -> None:
+def test_folder_of_pictures(checkpoint: str, pictures: Path) -> None:
     answers = classify_pictures(checkpoint, str(pictures))
     assert [Path(answer.file).name for answer in answers.answers] == [f"{digit}.png" for digit in range(10)]
-    right = [answer for answer in answers.answers if Path(answer.file).stem == str(answer.digit)]
-    assert len(right) >= 8  # what class means can do
+    correct = [answer for answer in answers.answers if Path(answer.file).stem == str(answer.digit)]
+    assert len(correct) >= 8  # class means are a weak classifier
     for answer in answers.answers:
         assert answer.digit != answer.runner_up
         assert 1 >= answer.confidence >= answer.runner_up_confidence >= 0
@@ -82,17 +85,18 @@ def test_files_folders_and_patterns(checkpoint: str, pictures: Path) -> None:
     assert len(classify_pictures(one, checkpoint, folder).answers) == 11  # the order of arguments does not matter
 
 
-def test_table_and_exit_code(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["classify", checkpoint, str(pictures / "7.png")])
     output = capsys.readouterr().out
     assert "runner-up" in output
+    assert "votes" not in output
     assert "7.png" in output.replace("\n", "")
 
 
-def test_bad_files_are_named_and_the_others_classified(
+def test_unreadable_files_are_reported_and_the_others_classified(
     checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "text.png").write_text("no picture")
+    (pictures / f"{200 * 'l'}.png").write_text("not a picture")  # must not be wrapped
     (pictures / "empty.png").touch()
     Image.new("L", (200, 200), 255).save(pictures / "blank.png")
     with pytest.raises(SystemExit) as exit_:
@@ -101,7 +105,7 @@ def test_bad_files_are_named_and_the_others_classified(
     printed = capsys.readouterr()
     errors = printed.err.splitlines()
     assert len(errors) == 4
-    for words in ("text.png is no picture", "empty.png is no picture", "blank.png is blank", "no picture absent.png"):
+    for words in ("lll.png cannot be read", "empty.png cannot be read", "blank.png is blank", "no picture absent.png"):
         assert sum(words in line for line in errors) == 1
     content = json.loads(printed.out)
     assert len(content["answers"]) == 10
@@ -110,12 +114,14 @@ def test_bad_files_are_named_and_the_others_classified(
     assert set(content["answers"][0]) >= {"file", "digit", "confidence", "runner_up", "remark"}
 
 
-def test_models_vote(checkpoint: str, pictures: Path, tmp_path: Path, digits: tuple[Tensor, Tensor]) -> None:
+def test_votes_of_several_models(
+    checkpoint: str, pictures: Path, tmp_path: Path, digits: tuple[Tensor, Tensor]
+) -> None:
     torch.manual_seed(0)
     other = saved(GNN(width=8, depth=1), tmp_path / "gnn")
-    alone = [classify_pictures(one, str(pictures)) for one in (checkpoint, other)]
-    together = classify_pictures(checkpoint, other, str(pictures))
-    for first, second, both in zip(*(each.answers for each in alone), together.answers, strict=True):
+    single = [classify_pictures(one, str(pictures)) for one in (checkpoint, other)]
+    joint = classify_pictures(checkpoint, other, str(pictures))
+    for first, second, both in zip(*(each.answers for each in single), joint.answers, strict=True):
         assert both.votes == [first.digit, second.digit]
     models = [Nearest().eval(), GNN(width=8, depth=1).eval()]
     probabilities = classify(models, digits[0][:5])
@@ -128,10 +134,10 @@ def test_contact_sheet(checkpoint: str, pictures: Path) -> None:
     sheet = np.asarray(Image.open("sheet.png"))
     assert sheet.shape == (2 * 164, 6 * 240, 3)
     first = sheet[8:120, 8:232].mean(axis=2)
-    assert first[:, :112].mean() > 128 > first[:, 112:].mean()  # as it was, and as the model sees it
+    assert first[:, :112].mean() > 128 > first[:, 112:].mean()  # the picture is light, the digit is light on dark
 
 
-def test_doubts_are_said(digits: tuple[Tensor, Tensor]) -> None:
+def test_remarks(digits: tuple[Tensor, Tensor]) -> None:
     digit = digits[0][0]
     probabilities = torch.full((10,), 0.01)
     probabilities[3] = 0.91
@@ -153,7 +159,7 @@ def test_wrong_arguments_get_one_line(checkpoint: str, pictures: Path, fails: Fa
     assert not Path("nowhere").exists()
 
 
-def test_the_folder_of_several_runs_is_not_a_run(pictures: Path, tmp_path: Path) -> None:
+def test_folder_of_several_runs(pictures: Path, tmp_path: Path) -> None:
     saved(Nearest(), tmp_path / "runs" / "version_0")
-    with pytest.raises(InputError, match=r"has several runs, give one: .*version_0"):
+    with pytest.raises(InputError, match=r"use classify RUN_FOLDER PICTURE... with RUN_FOLDER such as .*version_0"):
         classify_pictures(str(tmp_path / "runs"), str(pictures))

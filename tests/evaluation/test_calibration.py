@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,52 +10,49 @@ import yaml
 from scipy.special import log_softmax, softmax
 
 from mnist_lightning import CNN, GNN, Classifier, InputError, LeNet5, MNISTDataModule, load
-from mnist_lightning.checkpoint import temperature_of
-from mnist_lightning.evaluation.calibration import (
-    calibrate,
-    fit_temperature,
-    reliability_before_and_after,
-    save_temperature,
-)
+from mnist_lightning.evaluation.calibration import calibrate, fit_temperature, save_temperature
 from mnist_lightning.evaluation.statistics import Float, expected_calibration_error
-from mnist_lightning.explain.gradcam import grad_cam
+from mnist_lightning.explain.saliency import grad_cam
+from mnist_lightning.files import save_tensors
+from mnist_lightning.runs.checkpoint import CALIBRATION, read_checkpoint, temperature_in
+from mnist_lightning.runs.run import Run
 
 RANDOM = np.random.default_rng(0)
 
 
-def drawn_labels(logits: Float) -> np.ndarray:
-    """Labels that are as often so as the logits say."""
+def random_labels(logits: Float) -> np.ndarray:
+    """Draws labels with the probabilities of the logits."""
     return (softmax(logits, axis=1).cumsum(axis=1) < RANDOM.random((len(logits), 1))).sum(axis=1).clip(max=9)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_the_temperature_that_was_applied_is_found(temperature: float) -> None:
-    honest = RANDOM.normal(scale=3, size=(20_000, 10))
-    labels = drawn_labels(honest)
-    logits = honest * temperature
-    found = fit_temperature(logits, labels)
-    assert found == pytest.approx(temperature, rel=0.02)
-    assert expected_calibration_error(logits / found, labels) < 0.015
+def test_temperature_is_recovered(temperature: float) -> None:
+    calibrated = RANDOM.normal(scale=3, size=(20_000, 10))
+    labels = random_labels(calibrated)
+    logits = calibrated * temperature
+    fitted = fit_temperature(logits, labels)
+    assert fitted == pytest.approx(temperature, rel=0.02)
+    assert expected_calibration_error(logits / fitted, labels) < 0.015
 
     def loss(t: float) -> float:
         return -float(log_softmax(logits / t, axis=1)[np.arange(len(labels)), labels].mean())
 
-    assert loss(found) <= min(loss(found * factor) for factor in (0.5, 0.99, 0.999, 1.001, 1.01, 2))
+    assert loss(fitted) <= min(loss(fitted * factor) for factor in (0.5, 0.99, 0.999, 1.001, 1.01, 2))
 
 
 @pytest.mark.parametrize("count", [1, 120, 5000])
 @pytest.mark.parametrize("scale", [1, 50])
-def test_where_all_answers_are_right_doubt_remains(count: int, scale: float) -> None:
+def test_confidence_stays_below_one_when_all_answers_are_correct(count: int, scale: float) -> None:
     labels = RANDOM.integers(10, size=count)
     logits = scale * (np.eye(10)[labels] + RANDOM.uniform(0, 0.5, (count, 10)))
-    found = fit_temperature(logits, labels)
-    assert softmax(logits / found, axis=1).max(axis=1).mean() == pytest.approx((count + 1) / (count + 2), abs=1e-5)
+    fitted = fit_temperature(logits, labels)
+    assert softmax(logits / fitted, axis=1).max(axis=1).mean() == pytest.approx((count + 1) / (count + 2), abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("logits", "labels"),
     [
-        (np.zeros((5, 10)), np.arange(5)),  # says nothing
+        (np.zeros((5, 10)), np.arange(5)),  # no information
         (9 * np.eye(10), np.roll(np.arange(10), 1)),  # all wrong
         (9 * np.eye(10)[[3] * 7], np.array([3] * 6 + [5])),  # one answer only
         (RANDOM.normal(size=(50, 10)), np.full(50, 4)),  # one class only
@@ -64,25 +60,25 @@ def test_where_all_answers_are_right_doubt_remains(count: int, scale: float) -> 
         (np.float32([[3e38, -3e38, *[0] * 8]] * 2), np.array([0, 1])),
     ],
 )
-def test_one_sided_cases_have_a_temperature_too(logits: Float, labels: np.ndarray) -> None:
+def test_temperature_stays_in_range(logits: Float, labels: np.ndarray) -> None:
     assert 0.0099 < fit_temperature(logits, labels) < 101
 
 
 @pytest.mark.parametrize("logits", [np.empty((0, 10)), np.full((2, 10), np.nan), np.full((2, 10), np.inf)])
-def test_what_is_no_number_is_refused(logits: Float) -> None:
-    with pytest.raises(InputError, match="a temperature cannot be fitted"):
+def test_missing_and_infinite_logits_are_refused(logits: Float) -> None:
+    with pytest.raises(InputError, match="cannot fit a temperature: there are no logits, or some are infinite or NaN"):
         fit_temperature(logits, np.zeros(len(logits), int))
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[[Classifier], Path]:
-    """Writes a model's checkpoint and beside it a temperature above 1."""
+    """Writes a model's checkpoint with a temperature above 1."""
 
     def save(model: Classifier) -> Path:
-        path = tmp_path / "best.ckpt"
+        path = tmp_path / "model.ckpt"
         checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
         model.on_save_checkpoint(checkpoint)
-        torch.save(checkpoint, path)
+        save_tensors(checkpoint, path)
         labels = torch.arange(100) % 10
         save_temperature(path, 20 * torch.eye(10)[labels.where(torch.arange(100) > 9, 3)], labels, "32-true")
         return path
@@ -96,7 +92,8 @@ def test_a_calibrated_model_divides_its_logits(
 ) -> None:
     path = saved(cls().eval())
     plain, calibrated = load(path), load(path, calibrated=True)
-    temperature = temperature_of(path)
+    temperature = temperature_in(read_checkpoint(path))
+    assert temperature is not None
     assert temperature > 1.5
     images = digits.images_and_labels("val")[0][:4]
     assert type(calibrated) is cls
@@ -112,82 +109,68 @@ def test_a_calibrated_model_can_be_exported(saved: Callable[[Classifier], Path],
     torch.testing.assert_close(torch.export.export(model, inputs).module()(*inputs), model(*inputs))
 
 
-def test_a_calibrated_model_is_explained_as_before(
-    saved: Callable[[Classifier], Path], digits: MNISTDataModule
-) -> None:
+def test_calibration_scales_saliency_maps(saved: Callable[[Classifier], Path], digits: MNISTDataModule) -> None:
     path = saved(LeNet5())
     two = digits.images_and_labels("val")[0][:2]
-    temperature = temperature_of(path)
+    temperature = temperature_in(read_checkpoint(path))
     torch.testing.assert_close(grad_cam(load(path, calibrated=True), two) * temperature, grad_cam(load(path), two))
 
 
-def test_without_a_temperature_it_is_said_how_to_make_one(saved: Callable[[Classifier], Path]) -> None:
-    path = saved(LeNet5())
-    path.with_name("best.temperature.json").unlink()
-    with pytest.raises(InputError, match=r'no temperature beside it, in best\.temperature\.json: .*calibrate\(".*"\)'):
-        load(path, calibrated=True)
-    assert isinstance(load(path), LeNet5)
-
-
-def test_the_temperature_of_another_checkpoint_is_refused(saved: Callable[[Classifier], Path]) -> None:
-    path = saved(LeNet5())
-    beside = path.with_name("best.temperature.json")
-    before = beside.read_text()
-    saved(LeNet5(lr=0.5))
-    beside.write_text(before)
-    with pytest.raises(InputError, match=r"is of another checkpoint than the best\.ckpt beside it, .*calibrate"):
-        load(path, calibrated=True)
-
-
-def test_a_rotten_digit_is_noticed(saved: Callable[[Classifier], Path]) -> None:
-    path = saved(LeNet5())
-    beside = path.with_name("best.temperature.json")
-    text = beside.read_text()
-    place = text.index(".", text.index("temperature")) + 6
-    beside.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
-    with pytest.raises(InputError, match="or damaged"):
-        load(path, calibrated=True)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: "",
-        lambda text: text[:40],
-        lambda text: "[1]",
-        lambda text: text.replace('"temperature"', '"heat"'),
-        lambda text: text.replace('"seal"', '"sum"'),
-        lambda text: '{"temperature": 0, "seal": ""}',
-        lambda text: '{"temperature": NaN, "seal": ""}',
-        lambda text: '{"temperature": -1, "seal": ""}',
-        lambda text: '{"temperature": null, "seal": ""}',
-        lambda text: "\x00" * 100,
-    ],
-)
-def test_a_damaged_temperature_is_named(saved: Callable[[Classifier], Path], damage: Callable[[str], str]) -> None:
-    path = saved(LeNet5())
-    beside = path.with_name("best.temperature.json")
-    beside.write_text(damage(beside.read_text()))
-    with pytest.raises(InputError, match=r"best\.temperature\.json is damaged .*calibrate\(.*\) makes it anew"):
-        load(path, calibrated=True)
+def equal(first: Any, second: Any) -> bool:
+    """Compares nested containers; tensors must be equal to the bit."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return bool(first == second) and type(first) is type(second)
 
 
 @pytest.fixture
-def older(logs: Path) -> Path:
-    """A run of seed 1 that knows no temperature."""
-    run = next(path.parent for path in logs.rglob("config.yaml") if "seed_everything: 1" in path.read_text())
-    (run / "checkpoints" / "best.temperature.json").unlink(missing_ok=True)
+def older(logs: Path) -> Run:
+    """A run of seed 1 by a version that did not fit temperatures."""
+    run = next(run for run in map(Run, logs.glob("*/*")) if run.summary["seed"] == 1)
+    for path in (run.best, run.last):
+        content = read_checkpoint(path)
+        content.pop(CALIBRATION, None)
+        save_tensors(content, path)
     return run
 
 
-def changed(run: Path, **data: Any) -> None:
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["data"]["init_args"] |= data
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+def test_calibration_changes_nothing_else_in_the_checkpoint(older: Run) -> None:
+    before = read_checkpoint(older.best)
+    assert {"state_dict", "optimizer_states", "loops", "callbacks", "hyper_parameters"} <= before.keys()
+    calibration = calibrate(older.best)
+    after = read_checkpoint(older.best)
+    assert after.pop(CALIBRATION) == asdict(calibration)
+    assert equal(after, before)
+
+
+def test_a_new_temperature_replaces_the_old_one(saved: Callable[[Classifier], Path]) -> None:
+    path = saved(LeNet5())
+    labels = torch.arange(100) % 10
+    calibration = save_temperature(path, torch.eye(10)[labels], labels, "bf16-mixed")
+    assert read_checkpoint(path)[CALIBRATION] == asdict(calibration)
+    assert calibration.precision == "bf16-mixed"
+
+
+def test_a_checkpoint_without_temperature(older: Run) -> None:
+    with pytest.raises(InputError, match=r"has no temperature; .*calibrate\('.*'\) adds one"):
+        load(older.best, calibrated=True)
+    assert isinstance(load(older.best), LeNet5)
+    calibrate(older.best)
+    assert isinstance(load(older.best, calibrated=True), LeNet5)
+
+
+def change_data(run: Run, **arguments: Any) -> None:
+    config = yaml.safe_load(run.config_file.read_text())
+    config["data"]["init_args"] |= arguments
+    run.config_file.write_text(yaml.safe_dump(config))
 
 
 @pytest.mark.parametrize(
-    ("data", "seed"),
+    ("arguments", "seed"),
     [
         ({"stratify": True, "val_size": 200}, 1),
         ({"stratify": True, "seed": 7}, 7),
@@ -195,69 +178,58 @@ def changed(run: Path, **data: Any) -> None:
     ],
     ids=["the run's seed", "the data's seed", "the fallback"],
 )
-def test_an_older_run_is_calibrated_on_what_it_was_validated_on(older: Path, data: dict[str, Any], seed: int) -> None:
-    changed(older, **data)
-    calibration = calibrate(older)
-    validated = MNISTDataModule("digits", seed=seed, **{k: data[k] for k in ("stratify", "val_size") if k in data})
-    validated.setup("validate")
-    images, labels = validated.images_and_labels("val")
-    logits, true = load(older).classify(images).numpy(), labels.numpy()
-    assert calibration.validation_images == len(true)
-    assert calibration.temperature == pytest.approx(fit_temperature(logits, true))
-    assert calibration.ece_before == pytest.approx(expected_calibration_error(logits, true))
-    assert calibration.ece_after == pytest.approx(expected_calibration_error(logits / calibration.temperature, true))
+def test_an_older_run_is_calibrated_on_its_validation_images(older: Run, arguments: dict[str, Any], seed: int) -> None:
+    change_data(older, **arguments)
+    assert older.folder is not None
+    calibration = calibrate(older.folder)
+    options = {name: arguments[name] for name in ("stratify", "val_size") if name in arguments}
+    data = MNISTDataModule("digits", seed=seed, **options)
+    data.setup("validate")
+    images, labels = data.images_and_labels("val")
+    logits, classes = load(older.folder).classify(images).numpy(), labels.numpy()
+    assert calibration.validation_images == len(classes)
+    assert calibration.temperature == pytest.approx(fit_temperature(logits, classes))
+    assert calibration.ece_before == pytest.approx(expected_calibration_error(logits, classes))
+    assert calibration.ece_after == pytest.approx(expected_calibration_error(logits / calibration.temperature, classes))
     assert calibration.loss_after < calibration.loss_before
-    assert json.loads((older / "checkpoints" / "best.temperature.json").read_text()) == asdict(calibration)
-    divided = load(older, calibrated=True).classify(images).numpy()
+    assert read_checkpoint(older.best)[CALIBRATION] == asdict(calibration)
+    divided = load(older.folder, calibrated=True).classify(images).numpy()
     np.testing.assert_allclose(divided, logits / calibration.temperature, rtol=1e-5, atol=1e-6)
 
 
-def test_any_checkpoint_of_a_run_can_be_calibrated(older: Path) -> None:
-    last = older / "checkpoints" / "last.ckpt"
-    calibrate(str(last))
-    assert isinstance(load(last, calibrated=True), LeNet5)
-    with pytest.raises(InputError, match="has no temperature beside it"):
-        load(older, calibrated=True)
+def test_only_the_named_checkpoint_of_a_run_is_calibrated(older: Run) -> None:
+    calibrate(str(older.last))
+    assert isinstance(load(older.last, calibrated=True), LeNet5)
+    with pytest.raises(InputError, match="has no temperature"):
+        load(older.best, calibrated=True)
 
 
-def test_runs_that_cannot_be_calibrated(older: Path) -> None:
-    config = older / "config.yaml"
-    text = config.read_text()
-    changed(older, val_size=5000)
-    with pytest.raises(InputError, match="val_size is 5000"):
-        calibrate(older)
-    changed(older, wal_size=5)
-    with pytest.raises(InputError, match=r"config\.yaml is damaged: .*wal_size"):
-        calibrate(older)
-    config.write_text(text.replace("mnist_lightning.MNISTDataModule", "mine.Data"))
-    with pytest.raises(InputError, match=r"names data of another package, mine\.Data: give save_temperature"):
-        calibrate(older)
+def test_runs_that_cannot_be_calibrated(older: Run) -> None:
+    assert older.folder is not None
+    text = older.config_file.read_text()
+    name = older.config_file.name
+    change_data(older, val_size=5000)
+    with pytest.raises(InputError, match=r"val_size.*5000"):
+        calibrate(older.folder)
+    change_data(older, wal_size=5)
+    with pytest.raises(InputError, match=f"{name} is damaged: .*wal_size"):
+        calibrate(older.folder)
+    older.config_file.write_text(text.replace("mnist_lightning.MNISTDataModule", "mine.Data"))
+    with pytest.raises(InputError, match=r"names data of another package, mine\.Data; give save_temperature"):
+        calibrate(older.folder)
     for damaged in ("", "[1]", "data: 3", "data:\n  class_path: 3\n  init_args: {}", text[:200], "\0"):
-        config.write_text(damaged)
-        with pytest.raises(InputError, match=r"config\.yaml is damaged"):
-            calibrate(older)
-    config.unlink()
-    with pytest.raises(InputError, match=r"no config\.yaml"):
-        calibrate(older)
-    (older / "summary.json").unlink()
-    with pytest.raises(InputError, match="not a finished run"):
-        calibrate(older)
-    assert not (older / "checkpoints" / "best.temperature.json").exists()
+        older.config_file.write_text(damaged)
+        with pytest.raises(InputError, match=f"{name} is damaged"):
+            calibrate(older.folder)
+    older.config_file.unlink()
+    with pytest.raises(InputError, match=f"has no {name}, so its validation images are unknown"):
+        calibrate(older.folder)
+    older.summary_file.unlink()
+    with pytest.raises(InputError, match="is not a finished run"):
+        calibrate(older.folder)
+    assert CALIBRATION not in read_checkpoint(older.best)
 
 
-def test_reliability_is_drawn_before_and_after() -> None:
-    logits = RANDOM.normal(scale=3, size=(3000, 10))
-    labels = drawn_labels(logits)
-    figure = reliability_before_and_after(
-        ["bold", "modest"], [(3 * logits, labels, 3.0), (logits / 3, labels, 1 / 3)], ["#0072B2", "#D55E00"]
-    )
-    before, after = figure.axes
-
-    def distances(axes: Any) -> list[float]:
-        return [float(np.abs(np.diff(dots.get_offsets())).mean()) for dots in axes.collections]
-
-    assert min(distances(before)) > 0.15
-    assert max(distances(after)) < 0.05
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts[0].startswith("bold, T = 3.00: ")
-    assert f"→ {100 * expected_calibration_error(logits, labels):.2f} %" in texts[1]
+def test_a_checkpoint_outside_a_run_cannot_be_calibrated(saved: Callable[[Classifier], Path]) -> None:
+    with pytest.raises(InputError, match="is not in a run folder; give save_temperature"):
+        calibrate(saved(LeNet5()))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,34 +9,45 @@ from mnist_lightning import CNN, InputError
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("pool", [1, 2, 3])
 @pytest.mark.parametrize("kernel_size", [3, [5, 4]])
-def test_the_dense_layers_fit_the_blocks(padding: str, pool: int, kernel_size: int | list[int]) -> None:
+def test_dense_layers_fit_the_blocks(padding: str, pool: int, kernel_size: int | list[int]) -> None:
     model = CNN(channels=[3, 5], padding=padding, pool=pool, kernel_size=kernel_size)  # type: ignore[arg-type]
     assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 
 
-def test_pooling_before_the_activation_changes_nothing() -> None:
+def test_pooling_before_activation_equals_pooling_after() -> None:
     model = CNN(channels=[4], batch_norm=False, activation="tanh", widths=[]).eval()
     images = torch.rand(3, 1, 28, 28)
     standardize, convolution, pool, activation = model.features
-    textbook = pool(activation(convolution(standardize(images))))
-    torch.testing.assert_close(model.features(images), textbook)
+    pooled_after = pool(activation(convolution(standardize(images))))
+    torch.testing.assert_close(model.features(images), pooled_after)
 
 
-def test_building_leaves_the_running_statistics_alone() -> None:
+def test_init_does_not_change_running_statistics() -> None:
     statistics = [b for name, b in CNN().named_buffers() if "running_mean" in name]
     assert not any(b.any() for b in statistics)
 
 
-def test_shapes_that_cannot_be_are_refused() -> None:
-    with pytest.raises(InputError, match="kernel_size has 2 entries for 3 blocks"):
-        CNN(channels=[4, 4, 4], kernel_size=[3, 3])
-    with pytest.raises(InputError, match="nothing is left of the picture"):
-        CNN(channels=[4, 4, 4, 4], padding="valid")
-    with pytest.raises(InputError, match="crop is 14"):
-        CNN(crop=14)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kernel_size": [3, 3]}, r"kernel_size must be one number or one per block \(3\), got 2"),
+        ({"channels": [4] * 4, "padding": "valid"}, "kernel_size 3, pool 2 and crop 0 leave no pixels"),
+        ({"channels": [4, 0, 4]}, r"must be 1 or more, got \[4, 0, 4\], 3, 2"),
+        ({"pool": 0}, r"must be 1 or more, got \[4, 4, 4\], 3, 0"),
+        ({"crop": 14}, "crop must be from 0 to 13, less than half of the image, got 14"),
+    ],
+)
+def test_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CNN(**{"channels": [4] * 3, **arguments})
 
 
-def test_the_edge_that_is_cut_off_is_not_seen() -> None:
+@pytest.mark.parametrize("arguments", [{}, {"kernel_size": [3, 3, 3]}, {"pool": 1, "crop": 13}])
+def test_valid_arguments(arguments: dict[str, Any]) -> None:
+    assert CNN(**{"channels": [4] * 3, **arguments})(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_cropped_pixels_have_no_effect() -> None:
     model = CNN(channels=[4], crop=3, batch_norm="pooled").eval()
     images = torch.rand(2, 1, 28, 28)
     framed = torch.ones_like(images)
@@ -44,7 +57,7 @@ def test_the_edge_that_is_cut_off_is_not_seen() -> None:
     assert not torch.equal(model(images), model(framed))
 
 
-def test_normalising_what_is_pooled() -> None:
+def test_batch_norm_after_pooling() -> None:
     standardize, convolution, pool, norm, activation = CNN(channels=[4], batch_norm="pooled", widths=[]).features
     maps = norm(pool(convolution(standardize(torch.rand(8, 1, 28, 28)))))
     torch.testing.assert_close(maps.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)

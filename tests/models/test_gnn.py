@@ -1,7 +1,12 @@
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.data import Batch
+from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 
 from mnist_lightning import GNN, InputError, MNISTSuperpixelsDataModule
 from mnist_lightning.models.graph_convolutions import edge_geometry
@@ -15,20 +20,21 @@ def batch(graphs: MNISTSuperpixelsDataModule) -> Batch:
 
 
 def inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs of `forward` without `neighbors`."""
     return batch.x, batch.edge_index, batch.pos, batch.batch
 
 
 @pytest.mark.parametrize("conv", CONVS)
 @pytest.mark.parametrize("pooling", ["mean", "max", "mean+max"])
-def test_the_nodes_evidence_adds_up_to_the_logits(conv: str, pooling: str, batch: Batch) -> None:
+def test_evidence_sums_to_the_logits(conv: str, pooling: str, batch: Batch) -> None:
     model = GNN(width=16, depth=2, conv=conv, pooling=pooling).eval()  # type: ignore[arg-type]
     evidence = model.evidence(batch.x, model.embeddings(*inputs(batch)[:3])[-1], batch.batch)
     assert evidence.shape == (len(batch.x), 10)
-    summed = torch.zeros(batch.num_graphs, 10).index_add(0, batch.batch, evidence)
-    torch.testing.assert_close(summed, model(*inputs(batch)), atol=1e-5, rtol=1e-5)
+    sums = torch.zeros(batch.num_graphs, 10).index_add(0, batch.batch, evidence)
+    torch.testing.assert_close(sums, model(*inputs(batch)), atol=1e-5, rtol=1e-5)
 
 
-def test_superpixels_without_ink_are_no_evidence_but_are_heard_through_others(batch: Batch) -> None:
+def test_background_nodes_have_no_evidence_but_send_messages(batch: Batch) -> None:
     model = GNN(width=16, depth=2).eval()
     data = batch.get_example(0)
     evidence = model.evidence(data.x, model.embeddings(data.x, data.edge_index, data.pos)[-1])
@@ -40,7 +46,7 @@ def test_superpixels_without_ink_are_no_evidence_but_are_heard_through_others(ba
 
 
 @pytest.mark.parametrize("conv", CONVS)
-def test_the_order_of_nodes_and_edges_means_nothing(conv: str, batch: Batch) -> None:
+def test_logits_do_not_depend_on_the_order_of_nodes_and_edges(conv: str, batch: Batch) -> None:
     model = GNN(width=16, conv=conv).eval()  # type: ignore[arg-type]
     data = batch.get_example(0)
     nodes, edges = torch.randperm(len(data.x)), torch.randperm(data.edge_index.shape[1])
@@ -49,23 +55,42 @@ def test_the_order_of_nodes_and_edges_means_nothing(conv: str, batch: Batch) -> 
     torch.testing.assert_close(shuffled, model(data.x, data.edge_index, data.pos), atol=1e-5, rtol=1e-4)
 
 
-def test_the_fast_way_is_that_of_message_passing(batch: Batch) -> None:
-    model = GNN().train()
-    x, edge_index, pos, graph = inputs(batch)
-    fast = model(x, edge_index, pos, graph)
+@pytest.mark.parametrize("conv", CONVS)
+def test_neighbors_do_not_change_the_result(conv: str, batch: Batch) -> None:
+    model = GNN(conv=conv).train()  # type: ignore[arg-type]
+    fast = model(*model.unpack(batch)[0])
     fast.sum().backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    # Edges in another order take the general way.
-    general = model(x, edge_index.flip(1), pos, graph)
+    general = model(*inputs(batch))
     general.sum().backward()
     torch.testing.assert_close(general, fast, atol=1e-4, rtol=1e-4)
     for p, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, gradient, atol=1e-3, rtol=1e-3)
 
 
-def test_it_sees_where_its_neighbors_lie(batch: Batch) -> None:
-    """Mirrored digits are other digits to the kernel, with nothing but the edges to tell."""
+def test_unpack_finds_neighbors_of_regular_graphs_only(batch: Batch) -> None:
+    (*_, neighbors), labels = GNN(width=8).unpack(batch)
+    assert neighbors.shape == (len(batch.x), 8)
+    assert torch.equal(neighbors.flatten(), batch.edge_index[0])
+    assert torch.equal(labels, batch.y)
+    edges = batch.edge_index
+    for irregular in (edges[:, 1:], edges.flip(1), edges[:, :0]):  # one edge missing, not sorted, no edges
+        batch.edge_index = irregular
+        assert GNN(width=8).unpack(batch)[0][-1] is None
+
+
+def test_masks_of_explainers_apply_with_neighbors(batch: Batch) -> None:
+    model = GNN(width=8, depth=2).eval()
+    fast, edges = model.unpack(batch)[0], batch.edge_index
+    set_masks(model, nn.Parameter(torch.full((edges.shape[1],), 0.5)), edges, apply_sigmoid=False)
+    masked = model(*fast)
+    torch.testing.assert_close(masked, model(*inputs(batch)))
+    clear_masks(model)
+    assert not torch.allclose(masked, model(*fast))
+
+
+def test_edge_geometry_is_relative_to_the_target(batch: Batch) -> None:
     x, edge_index, pos, _ = inputs(batch)
     geometry = edge_geometry(x, edge_index, pos)
     mirrored = edge_geometry(x, edge_index, torch.stack([pos[:, 0], 1 - pos[:, 1]], dim=1))
@@ -77,22 +102,38 @@ def test_it_sees_where_its_neighbors_lie(batch: Batch) -> None:
     torch.testing.assert_close(geometry[edge, 3], x[source, 0] - x[target, 0])
 
 
-def test_an_edge_can_be_taken_away(batch: Batch) -> None:
+def test_removing_edges(batch: Batch) -> None:
     model = GNN().eval()
     data = batch.get_example(0)
-    whole = model(data.x, data.edge_index, data.pos)
-    assert not torch.allclose(model(data.x, data.edge_index[:, 1:], data.pos), whole)
+    logits = model(data.x, data.edge_index, data.pos)
+    assert not torch.allclose(model(data.x, data.edge_index[:, 1:], data.pos), logits)
     assert model(data.x, data.edge_index[:, :0], data.pos).isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": 0}, {"conv": "gat", "width": 30}])
-def test_arguments_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="width is"):
-        GNN(**wrong)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 0}, "width and depth must be 1 or more, got width 0 and depth 4"),
+        ({"depth": 0}, "width and depth must be 1 or more, got width 48 and depth 0"),
+        ({"conv": "gat", "width": 30}, "width must be a multiple of 4 for conv gat, got 30"),
+    ],
+)
+def test_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        GNN(**arguments)
 
 
-def test_images_are_refused_by_name() -> None:
-    with pytest.raises(
-        InputError, match=r"GNN takes batches of graphs .*MNISTSuperpixelsDataModule.* gave it a tuple of"
-    ):
+@pytest.mark.parametrize("arguments", [{"width": 1}, {"depth": 1}, {"conv": "gat", "width": 32}])
+def test_valid_arguments(arguments: dict[str, Any], batch: Batch) -> None:
+    assert GNN(**arguments)(*inputs(batch)).shape == (batch.num_graphs, 10)
+
+
+def test_image_batches_are_refused() -> None:
+    message = r"GNN takes batches of graphs .*MNISTSuperpixelsDataModule.* returned a tuple of a float32 tensor"
+    with pytest.raises(InputError, match=message):
         GNN().unpack((torch.rand(2, 1, 28, 28), torch.zeros(2)))
+
+
+def test_models_do_not_import_pyg() -> None:
+    code = "import sys, mnist_lightning.models; assert 'torch_geometric' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""What is true of every model: a new one is found by itself."""
+"""Properties of all models. New models are tested automatically."""
 
 import contextlib
 from collections.abc import Callable
@@ -17,21 +17,21 @@ FIRST = list(range(16))
 
 @pytest.fixture(params=models.__all__)
 def build(request: pytest.FixtureRequest) -> type[Classifier]:
-    """Every model of the package."""
+    """Each model of the package."""
     cls: type[Classifier] = getattr(models, request.param)
     return cls
 
 
 @pytest.fixture
 def take(build: type[Classifier], digits: MNISTDataModule, graphs: MNISTSuperpixelsDataModule) -> Take:
-    """Gives training digits by number, as the model takes them: its inputs and the labels."""
+    """Returns the model's inputs and the labels of training digits by index."""
 
-    def inputs(numbers: list[int]) -> tuple[Inputs, Tensor]:
+    def inputs(indices: list[int]) -> tuple[Inputs, Tensor]:
         for data in (digits, graphs):
-            batch = data._dataset("train", augmented=False).__getitems__(numbers)
+            batch = data._dataset("train", augmented=False).__getitems__(indices)
             with contextlib.suppress(InputError):
                 return build().unpack(data.on_after_batch_transfer(batch, 0))
-        raise AssertionError("no data module has what the model takes")
+        raise AssertionError("no data module returns batches for the model")
 
     return inputs
 
@@ -42,17 +42,17 @@ def test_logits(build: type[Classifier], take: Take) -> None:
     assert logits.isfinite().all()
 
 
-def test_classifies_digits_as_they_are_in_files(build: type[Classifier], take: Take, digits: MNISTDataModule) -> None:
+def test_classify_equals_forward(build: type[Classifier], take: Take, digits: MNISTDataModule) -> None:
     model = build().eval()
     images = digits.images_and_labels("train")[0][FIRST]
     with torch.no_grad():
         torch.testing.assert_close(model.classify(images), model(*take(FIRST)[0]))
     assert model.classify(images[:0]).shape == (0, 10)
-    with pytest.raises(InputError, match=r"float32 tensor \[16, 28, 28\]; they must be uint8"):
+    with pytest.raises(InputError, match=r"digits must be a uint8 tensor .* got a float32 tensor \[16, 28, 28\]"):
         model.classify(images.float())
 
 
-def test_every_parameter_learns(build: type[Classifier], take: Take) -> None:
+def test_every_parameter_gets_a_gradient(build: type[Classifier], take: Take) -> None:
     model = build()
     inputs, labels = take(FIRST)
     model.loss(model(*inputs), labels).backward()
@@ -73,26 +73,26 @@ def test_overfits_16_digits(build: type[Classifier], take: Take) -> None:
     assert (model(*inputs).argmax(1) == labels).all()
 
 
-def test_a_digit_is_judged_by_itself(build: type[Classifier], take: Take) -> None:
+def test_logits_do_not_depend_on_the_batch(build: type[Classifier], take: Take) -> None:
     model = build().eval()
-    together = model(*take(FIRST)[0])
-    alone = torch.cat([model(*take([number])[0]) for number in FIRST])
-    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(model(*take(FIRST[::-1])[0]).flip(0), together, atol=1e-5, rtol=1e-4)
+    batched = model(*take(FIRST)[0])
+    single = torch.cat([model(*take([index])[0]) for index in FIRST])
+    torch.testing.assert_close(single, batched, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model(*take(FIRST[::-1])[0]).flip(0), batched, atol=1e-5, rtol=1e-4)
 
 
-def test_standardises_by_itself(build: type[Classifier], take: Take) -> None:
-    """The first thing a model does is to bring what it is given to about zero mean and unit variance."""
-    model, seen = build(), []
+def test_model_standardises_its_inputs(build: type[Classifier], take: Take) -> None:
+    """The first layer with weights gets inputs of about zero mean and unit variance."""
+    model, standardised = build(), []
     first = next(m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
-    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    first.register_forward_pre_hook(lambda _, inputs: standardised.append(inputs[0]))
     inputs, _ = take(list(range(500)))
     model(*inputs)
     if inputs[0].ndim == 4:
-        torch.testing.assert_close(seen[0].reshape(inputs[0].shape), (inputs[0] - 0.1307) / 0.3081)
+        torch.testing.assert_close(standardised[0].reshape(inputs[0].shape), (inputs[0] - 0.1307) / 0.3081)
     else:
-        assert seen[0].mean(dim=0).abs().max() < 0.3
-        assert (seen[0].std(dim=0).log().abs() < 0.5).all()
+        assert standardised[0].mean(dim=0).abs().max() < 0.3
+        assert (standardised[0].std(dim=0).log().abs() < 0.5).all()
 
 
 def test_convolutions_run_channels_last(build: type[Classifier], take: Take) -> None:
@@ -116,17 +116,17 @@ def test_bfloat16_changes_little(build: type[Classifier], take: Take) -> None:
     assert F.cosine_similarity(rounded.float(), exact).min() > 0.99
 
 
-def test_arguments_are_plain_and_rebuild_the_model(build: type[Classifier]) -> None:
+def test_hyperparameters_rebuild_the_model(build: type[Classifier]) -> None:
     model = build()
-    again = type(model)(**model.hparams)
-    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    rebuilt = type(model)(**model.hparams)
+    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
 @pytest.mark.slow
-def test_compiles_without_a_trace_in_the_weights(build: type[Classifier], take: Take) -> None:
+def test_compiling_keeps_logits_and_weight_names(build: type[Classifier], take: Take) -> None:
     model = build().eval()
     inputs, _ = take(FIRST)
     expected, names = model(*inputs), list(model.state_dict())
-    model.compile(backend="aot_eager")  # all of torch.compile but the C++ compiler, which takes minutes here
+    model.compile(backend="aot_eager")  # without the C++ compiler, which takes minutes
     torch.testing.assert_close(model(*inputs), expected, atol=1e-5, rtol=1e-4)
     assert list(model.state_dict()) == names

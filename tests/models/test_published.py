@@ -1,4 +1,4 @@
-"""The models of earlier reports have exactly the parameters that were reported."""
+"""Models of earlier reports have exactly the reported number of parameters."""
 
 import pytest
 import torch
@@ -20,26 +20,26 @@ REPORTED = {
 
 
 def build(name: str) -> nn.Module:
-    model = yaml.safe_load((CONFIGS / "published" / f"{name}.yaml").read_text())["model"]
-    built: nn.Module = getattr(models, model["class_path"])(**model["init_args"])
-    return built
+    config = yaml.safe_load((CONFIGS / "published" / f"{name}.yaml").read_text())["model"]
+    model: nn.Module = getattr(models, config["class_path"])(**config["init_args"])
+    return model
 
 
-def reported_way(model: nn.Module) -> int:
-    """The reports count batch norm's running statistics as parameters."""
+def reported_count(model: nn.Module) -> int:
+    """Counts parameters as the reports do, with the running statistics of batch norm."""
     statistics = [b for name, b in model.named_buffers() if "running" in name]
     return sum(t.numel() for t in [*model.parameters(), *statistics])
 
 
 @pytest.mark.parametrize(("name", "parameters"), REPORTED.items())
-def test_parameters(name: str, parameters: int) -> None:
-    assert reported_way(build(name)) == parameters
+def test_number_of_parameters(name: str, parameters: int) -> None:
+    assert reported_count(build(name)) == parameters
 
 
-# mse.yaml has no model of its own.
+# mse.yaml sets no model.
 UNREPORTED = {path.stem for path in (CONFIGS / "published").glob("*.yaml")} - REPORTED.keys() - {"mse"}
 
 
 @pytest.mark.parametrize("name", sorted(UNREPORTED))
-def test_models_without_a_reported_number_classify(name: str) -> None:
+def test_models_without_a_reported_number_run(name: str) -> None:
     assert build(name)(torch.rand(2, 1, 28, 28)).shape == (2, 10)

@@ -1,0 +1,14 @@
+from .classifier import Classifier as Classifier
+from .data.augment import Augmentation as Augmentation
+from .data.augment import PositionAugmentation as PositionAugmentation
+from .data.graphs import MNISTSuperpixelsDataModule as MNISTSuperpixelsDataModule
+from .data.images import MNISTDataModule as MNISTDataModule
+from .errors import InputError as InputError
+from .models import CNN as CNN
+from .models import GNN as GNN
+from .models import MLP as MLP
+from .models import DenseNet as DenseNet
+from .models import LeNet5 as LeNet5
+from .models import ResNet as ResNet
+from .runs.checkpoint import load as load
+from .version import __version__ as __version__

@@ -1,0 +1,198 @@
+"""Figures that several reports and TensorBoard share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mnist_lightning.data.sources import CLASSES
+from mnist_lightning.evaluation.statistics import Float, calibration_bins
+
+# Okabe and Ito's palette for colour-blind readers, with brown and grey instead of yellow and black.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666")
+
+
+def palette(count: int) -> list[Any]:
+    """Returns one colour per model: distinct colours for up to eight models, a colour scale for more."""
+    return list(_COLOURS[:count] if count <= len(_COLOURS) else colormaps["turbo"](np.linspace(0, 1, count)))
+
+
+def legend(figure: Figure, names: Sequence[str]) -> None:
+    """Adds a legend to the right of the panels.
+
+    Args:
+        figure: A figure whose lines have the colours of `palette(len(names))`.
+        names: Names of the models.
+    """
+    handles = [figure.axes[0].plot([], [], color=colour, linewidth=3)[0] for colour in palette(len(names))]
+    figure.legend(handles, names, loc="outside right upper", fontsize=9, frameon=False)
+
+
+def heat_map(
+    values: NDArray[np.floating],
+    rows: Sequence[object],
+    columns: Sequence[object],
+    label: str,
+    form: str,
+    gamma: float = 1.0,
+) -> Figure:
+    """Draws a table of numbers with coloured cells.
+
+    Args:
+        values: Numbers [R, C].
+        rows: Names of the R rows.
+        columns: Names of the C columns.
+        label: Label of the colour bar.
+        form: Format string of a number, such as `{:.2f}`.
+        gamma: Exponent of the colour scale. Values below 1 make small numbers easier to tell apart.
+    """
+    figure = Figure(figsize=(2.5 + 0.75 * max(4, len(columns)), 1.6 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="Blues", aspect="auto", norm=PowerNorm(gamma))
+    depth = np.asarray(image.norm(values))
+    for (row, column), value in np.ndenumerate(values):
+        shade = "white" if depth[row, column] > 0.5 else "black"
+        axes.text(column, row, form.format(value), ha="center", va="center", fontsize=8, color=shade)
+    names = [str(column) for column in columns]
+    axes.set_xticks(range(len(names)), names, rotation=0 if all(len(name) < 3 for name in names) else 45)
+    axes.set_yticks(range(len(rows)), [str(row) for row in rows])
+    figure.colorbar(image, label=label)
+    return figure
+
+
+def draw_reliability(axes: Axes, logits: Float, labels: NDArray[np.int64], colour: Any) -> None:
+    """Draws accuracy against confidence into an existing panel. Bins of fewer than ten images are left out.
+
+    Args:
+        axes: Panel to draw in.
+        logits: Logits [N, 10].
+        labels: Labels [N].
+        colour: Colour of the line and its dots. A dot grows with the number of images in its bin.
+    """
+    share, confidence, accuracy = calibration_bins(logits, labels)
+    filled = share * len(labels) >= 9.5  # the accuracy of fewer images is too noisy
+    area = 8 * np.log10(share[filled] * len(labels)) ** 2
+    axes.plot(confidence[filled], accuracy[filled], color=colour, linewidth=1, alpha=0.7)
+    axes.scatter(confidence[filled], accuracy[filled], area, color=colour, alpha=0.8, linewidths=0, zorder=3)
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Figure:
+    """Draws a confusion matrix.
+
+    Args:
+        logits: Logits, float [N, 10].
+        labels: Labels, int64 [N].
+    """
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(draw_confusion_matrix(axes, logits, labels), label="mistakes")
+    accuracy = (logits.argmax(dim=1) == labels).sum().item() / len(labels)
+    axes.set_title(f"{len(labels):,} digits, {100 * accuracy:.2f} % correct")
+    return figure
+
+
+def draw_confusion_matrix(axes: Axes, logits: Tensor, labels: Tensor) -> AxesImage:
+    """Draws a confusion matrix into an existing panel.
+
+    Only mistakes are coloured: on a scale with the much larger diagonal, all of them would be white.
+
+    Args:
+        axes: Panel to draw in.
+        logits: Logits, float [N, 10].
+        labels: Labels, int64 [N].
+
+    Returns:
+        The image, for a colour bar.
+    """
+    counts = torch.bincount(labels * CLASSES + logits.argmax(dim=1), minlength=CLASSES**2).view(CLASSES, CLASSES)
+    mistakes = counts.clone().fill_diagonal_(0)
+    image = axes.imshow(mistakes.numpy(), cmap="Blues", vmin=0, vmax=max(1, int(mistakes.max())))
+    for (label, predicted), count in np.ndenumerate(counts.numpy()):
+        shade = "white" if label != predicted and count > mistakes.max() / 2 else "black"
+        weight = "bold" if label == predicted else "normal"
+        text = f"{count:,}" if count else "·"
+        axes.text(predicted, label, text, ha="center", va="center", fontsize=8, color=shade, fontweight=weight)
+    axes.set(xticks=range(CLASSES), yticks=range(CLASSES), xlabel="predicted", ylabel="label")
+    return image
+
+
+def digit_sheet(images: Tensor, captions: Sequence[str], title: str) -> Figure:
+    """Draws digits in rows of five.
+
+    Args:
+        images: Images, uint8 [N, 28, 28].
+        captions: Text below each of the N images.
+        title: Title of the figure.
+    """
+    rows = max(1, -(-len(images) // 5))
+    width, height = 1.6, 1.9  # inches per digit, with its caption
+    figure = Figure(figsize=(5 * width, rows * height + 0.5))
+    figure.suptitle(title)
+    # All digits share one panel, in inches: a panel per digit takes matplotlib a second.
+    top = rows * height
+    axes = figure.add_axes((0, 0, 1, top / (top + 0.5)), xlim=(0, 5 * width), ylim=(top, 0))
+    axes.set_axis_off()
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, bottom = index % 5 * width + 0.1, (index // 5 + 1) * height - 0.1
+        extent = (left, left + 1.4, bottom, bottom - 1.4)
+        axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        axes.text(left + 0.7, bottom - 1.44, caption, fontsize=9, ha="center", va="bottom")
+    return figure
+
+
+def confident_mistakes(images: Tensor, logits: Tensor, labels: Tensor, count: int = 20) -> Figure:
+    """Draws the misclassified digits with the highest confidence.
+
+    Captions give the predicted class and the label, each with its probability.
+
+    Args:
+        images: Images, uint8 [N, 28, 28].
+        logits: Logits, float [N, 10].
+        labels: Labels, int64 [N].
+        count: Maximum number of digits.
+    """
+    probabilities = logits.softmax(dim=1)
+    confidence, predicted = probabilities.max(dim=1)
+    wrong = (predicted != labels).nonzero().flatten()
+    chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
+    captions = [
+        f"{predicted[i]} ({100 * confidence[i]:.1f} %)\nlabel {labels[i]} ({100 * probabilities[i, labels[i]]:.1f} %)"
+        for i in chosen.tolist()
+    ]
+    return digit_sheet(images[chosen], captions, f"The {len(chosen)} most confident of {len(wrong)} mistakes")
+
+
+def right_answers(images: Tensor, logits: Tensor, labels: Tensor, count: int = 20) -> Figure:
+    """Draws correctly classified digits, evenly spaced over the split, with the model's confidence.
+
+    Args:
+        images: Images, uint8 [N, 28, 28].
+        logits: Logits, float [N, 10].
+        labels: Labels, int64 [N].
+        count: Maximum number of digits.
+    """
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    correct = (predicted == labels).nonzero().flatten()
+    chosen = correct[torch.linspace(0, len(correct) - 1, min(count, len(correct))).long()]
+    captions = [f"{predicted[i]} ({100 * confidence[i]:.1f} %)" for i in chosen.tolist()]
+    return digit_sheet(images[chosen], captions, f"{len(chosen)} of {len(correct):,} correct answers")
+
+
+def samples(images: Tensor, labels: Tensor, count: int = 15) -> Figure:
+    """Draws the first digits of a split with their labels.
+
+    Args:
+        images: Images, uint8 [N, 28, 28].
+        labels: Labels, int64 [N].
+        count: Maximum number of digits.
+    """
+    captions = [f"label {label}" for label in labels[:count].tolist()]
+    return digit_sheet(images[:count], captions, f"{min(count, len(labels))} digits of the training set")

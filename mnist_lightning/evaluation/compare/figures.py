@@ -1,0 +1,236 @@
+"""Figures of a comparison: curves, accuracies, calibration and mistakes."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.metrics import f1_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from mnist_lightning.data.sources import CLASSES, read
+from mnist_lightning.errors import InputError
+from mnist_lightning.evaluation import charts
+from mnist_lightning.evaluation.compare.comparison import Comparison
+from mnist_lightning.runs.run import Run
+
+_EMPTY = (np.empty(0), np.empty(0))
+
+
+def draw_all(comparison: Comparison) -> Iterator[tuple[str, Figure, str]]:
+    """Yields the file name, figure and caption of each figure.
+
+    Figures of misclassified digits need the test images. Without them, a warning replaces these figures.
+    """
+    yield "curves", curves(comparison), "Loss and error per epoch, one line per run."
+    caption = "Test accuracy: mean, 95 % confidence interval, and each seed (circles)."
+    yield "accuracies", accuracies(comparison), caption
+    yield "costs", costs(comparison), "Test accuracy against model size and training time."
+    caption = (
+        "Reliability diagram. Models below the diagonal are overconfident. Bins of fewer than ten images are omitted."
+    )
+    yield "calibration", reliability(comparison), caption
+    yield "f1", f1_scores(comparison), "F1 of each digit, averaged over the seeds."
+    caption = "Agreement between models. Low agreement at similar accuracy makes a good ensemble."
+    yield "agreement", agreement(comparison), caption
+    yield "frequent-confusions", frequent_confusions(comparison), "The most frequent confusions."
+    yield "confusions", confusions(comparison), "Confusion matrices: labels in rows, predictions in columns."
+    try:
+        images, labels = read(comparison.source, train=False)
+        if not np.array_equal(labels.numpy(), comparison.chosen[0].labels):
+            raise InputError(f"the labels of {comparison.source} on disk differ from those of the runs")
+    except InputError as error:
+        warnings.warn(f"the report shows no misclassified digits: {error}", stacklevel=2)
+        return
+    yield "shared-mistakes", shared_mistakes(comparison, images), "Digits that are hard, or whose label is wrong."
+    if len(comparison.rows) > 1:
+        yield "lonely-mistakes", single_mistakes(comparison, images), "Mistakes that no other model makes."
+
+
+def _two_panels(comparison: Comparison) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(11, max(4.2, 0.24 * len(comparison.rows))), layout="constrained")  # room for the legend
+    return figure, list(figure.subplots(1, 2))
+
+
+def curves(comparison: Comparison) -> Figure:
+    """Draws loss and error over the epochs, one line per run: training dashed, validation solid."""
+    figure, panels = _two_panels(comparison)
+    for group, colour in zip(comparison.groups, charts.palette(len(comparison.rows)), strict=True):
+        for run in group:
+            scalars = _scalars(run)
+            for split, style in (("train", "--"), ("val", "-")):
+                epochs, loss = scalars.get(f"{split}/loss", _EMPTY)
+                panels[0].plot(epochs, loss, style, color=colour, linewidth=1.1, alpha=0.8)
+                epochs, accuracy = scalars.get(f"{split}/acc", _EMPTY)
+                panels[1].plot(epochs, 100 * (1 - accuracy), style, color=colour, linewidth=1.1, alpha=0.8)
+    for axes, label in zip(panels, ("loss", "error %"), strict=True):
+        axes.set(xlabel="epoch", ylabel=label, yscale="log")
+        axes.grid(alpha=0.3, which="both")
+    figure.suptitle("Training (dashed, with augmentation if it is on) and validation (solid)")
+    charts.legend(figure, comparison.names)
+    return figure
+
+
+def _scalars(run: Run) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Reads a run's TensorBoard scalars: epochs and mean values per epoch, by tag."""
+    steps, epochs = run.summary.get("steps", 0), run.summary.get("epochs", 0)
+    if run.folder is None or not steps or not epochs:
+        return {}
+    events = EventAccumulator(str(run.folder), size_guidance={"images": 1, "tensors": 1}).Reload()
+    scalars = {}
+    for tag in events.Tags()["scalars"]:
+        points = events.Scalars(tag)
+        epoch = np.ceil([(point.step + 1) * epochs / steps for point in points]).clip(1, epochs)
+        values = np.array([point.value for point in points])
+        logged = np.unique(epoch)
+        scalars[tag] = logged, np.array([values[epoch == e].mean() for e in logged])
+    return scalars
+
+
+def accuracies(comparison: Comparison) -> Figure:
+    """Draws each model's mean test accuracy, its 95 % confidence interval, and the accuracies of the seeds."""
+    figure = Figure(figsize=(8, 1.2 + 0.42 * len(comparison.rows)), layout="constrained")
+    axes = figure.subplots()
+    for index, colour in enumerate(charts.palette(len(comparison.rows))):
+        row, group = comparison.rows[index], comparison.groups[index]
+        axes.plot([100 * row.low, 100 * row.high], [index, index], color=colour, linewidth=2)
+        seeds = [100 * run.correct.mean() for run in group]
+        axes.plot(seeds, [index] * len(seeds), "o", color=colour, markersize=5, markerfacecolor="white")
+        axes.plot(100 * row.test_accuracy, index, "|", color=colour, markersize=14, markeredgewidth=2.5)
+    axes.set_yticks(range(len(comparison.rows)), [f"{row.name} (n = {row.seeds})" for row in comparison.rows])
+    axes.invert_yaxis()
+    axes.set(xlabel="test accuracy %")
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def costs(comparison: Comparison) -> Figure:
+    """Draws test accuracy against the number of parameters and against the seconds of training."""
+    figure, panels = _two_panels(comparison)
+    for axes, quantity, label in zip(panels, ("parameters", "train_seconds"), ("parameters", "seconds"), strict=True):
+        for row, colour in zip(comparison.rows, charts.palette(len(comparison.rows)), strict=True):
+            cost, accuracy = getattr(row, quantity), 100 * row.test_accuracy
+            spread = [[accuracy - 100 * row.low], [100 * row.high - accuracy]]
+            axes.errorbar(cost, accuracy, yerr=spread, fmt="o", color=colour, capsize=3)
+        axes.set(xscale="log", xlabel=label, ylabel="test accuracy %")
+        axes.grid(alpha=0.3)
+    charts.legend(figure, comparison.names)
+    return figure
+
+
+def confusions(comparison: Comparison) -> Figure:
+    """Draws the confusion matrix of each model's best run by validation accuracy."""
+    columns = min(3, len(comparison.chosen))
+    rows = -(-len(comparison.chosen) // columns)
+    figure = Figure(figsize=(4.4 * columns, 4.3 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(comparison.chosen) :]:
+        axes.set_axis_off()
+    for axes, row, run in zip(panels, comparison.rows, comparison.chosen, strict=False):
+        charts.draw_confusion_matrix(axes, torch.from_numpy(run.logits), torch.from_numpy(run.labels))
+        axes.set_title(row.name)
+    return figure
+
+
+def f1_scores(comparison: Comparison) -> Figure:
+    """Draws the F1 score of each digit, averaged over the seeds."""
+    scores = [np.mean([_f1(run) for run in group], axis=0) for group in comparison.groups]
+    return charts.heat_map(100 * np.stack(scores), comparison.names, range(CLASSES), "F1 %", "{:.2f}")
+
+
+def _f1(run: Run) -> NDArray[np.float64]:
+    scores: NDArray[np.float64] = f1_score(
+        run.labels, run.logits.argmax(axis=1), labels=range(CLASSES), average=None, zero_division=0.0
+    )
+    return scores
+
+
+def agreement(comparison: Comparison) -> Figure:
+    """Draws the share of test images on which two models give the same answer."""
+    answers = [run.logits.argmax(axis=1) for run in comparison.chosen]
+    shares = np.array([[(one == other).mean() for other in answers] for one in answers])
+    return charts.heat_map(100 * shares, comparison.names, comparison.names, "same answer, % of the images", "{:.2f}")
+
+
+def frequent_confusions(comparison: Comparison, count: int = 12) -> Figure:
+    """Draws how often each model makes the most frequent confusions.
+
+    Args:
+        comparison: The comparison.
+        count: Maximum number of pairs of label and prediction.
+    """
+    counters = [Counter(_mistakes(run)) for run in comparison.chosen]
+    total: Counter[tuple[int, int]] = sum(counters, Counter())
+    most = [pair for pair, _ in total.most_common(count)]
+    values = np.array([[counter[pair] for pair in most] for counter in counters]).reshape(len(counters), len(most))
+    names = [f"{label} as {predicted}" for label, predicted in most]
+    return charts.heat_map(values, comparison.names, names, "mistakes", "{:.0f}")
+
+
+def _mistakes(run: Run) -> list[tuple[int, int]]:
+    wrong = ~run.correct
+    return list(zip(run.labels[wrong].tolist(), run.logits.argmax(axis=1)[wrong].tolist(), strict=True))
+
+
+def reliability(comparison: Comparison) -> Figure:
+    """Draws the reliability diagram of each model: accuracy against confidence."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+    for run, colour in zip(comparison.chosen, charts.palette(len(comparison.rows)), strict=True):
+        charts.draw_reliability(axes, run.logits, run.labels, colour)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal")
+    axes.grid(alpha=0.3)
+    charts.legend(figure, comparison.names)
+    return figure
+
+
+def shared_mistakes(comparison: Comparison, images: Tensor, count: int = 20) -> Figure:
+    """Draws digits that all models misclassify, by descending mean confidence.
+
+    Args:
+        comparison: The comparison.
+        images: Test images, uint8 [N, 28, 28].
+        count: Maximum number of digits.
+    """
+    wrong = np.flatnonzero(np.logical_and.reduce([~run.correct for run in comparison.chosen]))
+    probabilities = np.mean([softmax(run.logits[wrong], axis=1) for run in comparison.chosen], axis=0)
+    order = np.argsort(-probabilities.max(axis=1), kind="stable")[:count]
+    labels = comparison.chosen[0].labels
+    captions = [
+        f"#{wrong[i]}, label {labels[wrong[i]]}\n{probabilities[i].argmax()} ({100 * probabilities[i].max():.0f} %)"
+        for i in order
+    ]
+    return charts.digit_sheet(
+        images[torch.from_numpy(wrong[order])], captions, f"{len(wrong)} digits all models misclassify"
+    )
+
+
+def single_mistakes(comparison: Comparison, images: Tensor, count: int = 20) -> Figure:
+    """Draws digits that exactly one model misclassifies, by descending confidence.
+
+    Args:
+        comparison: A comparison of at least two models.
+        images: Test images, uint8 [N, 28, 28].
+        count: Maximum number of digits.
+    """
+    wrong = np.stack([~run.correct for run in comparison.chosen])
+    mistakes = []
+    for image in np.flatnonzero(wrong.sum(axis=0) == 1).tolist():
+        model = int(wrong[:, image].argmax())
+        probabilities = softmax(comparison.chosen[model].logits[image])
+        mistakes.append((float(probabilities.max()), image, model, int(probabilities.argmax())))
+    mistakes.sort(reverse=True)
+    labels = comparison.chosen[0].labels
+    captions = [
+        f"#{image}, label {labels[image]}\n{comparison.rows[model].name}: {answer} ({100 * confidence:.0f} %)"
+        for confidence, image, model, answer in mistakes[:count]
+    ]
+    chosen = torch.tensor([image for _, image, _, _ in mistakes[:count]], dtype=torch.long)
+    return charts.digit_sheet(images[chosen], captions, f"{len(mistakes)} digits only one model misclassifies")

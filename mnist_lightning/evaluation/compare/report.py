@@ -1,0 +1,83 @@
+"""The verb `compare`: a report on finished runs."""
+
+from io import StringIO
+from pathlib import Path
+
+from mnist_lightning.evaluation.page import Report, Table, picture, render
+from mnist_lightning.files import write_whole
+from mnist_lightning.runs.run import Run, finished_runs
+
+
+def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> Report:
+    """Compares runs: tables, significance tests and figures on one HTML page.
+
+    Runs that differ only in the seed count as one model. Runs on different test sets are compared separately. Figures
+    and tests that need a single run per model use the run with the best validation accuracy.
+
+    For a single run, the report adds precision, recall and F1 of each digit, also as text in summary.txt.
+
+    Args:
+        runs: Run folders, or folders that contain runs. Default: lightning_logs.
+        output: Folder of the report: index.html, table.csv, table.md and the figures as PNG files.
+        ensemble: Add two ensembles of the models: mean probability and majority vote.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: If a path is not a folder, or there is no finished run.
+    """
+    # `compare --help` doesn't wait for these imports.
+    from mnist_lightning.evaluation.compare.comparison import MAIN_COLUMNS, compare, ensembles, raw_table, results_table
+    from mnist_lightning.evaluation.compare.figures import draw_all
+
+    finished, left_out = finished_runs(runs)
+    comparisons = compare([*finished, *ensembles(finished)] if ensemble else finished)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    sections, markdown = [], []
+    for number, comparison in enumerate(comparisons, start=1):
+        prefix = f"{number}-" if number > 1 else ""
+        table = results_table(comparison)
+        figures = draw_all(comparison)
+        pictures = [picture(figure, caption, folder / f"{prefix}{name}.png") for name, figure, caption in figures]
+        sections.append((comparison, table, pictures))
+        markdown.append("\n".join([table.markdown(), *(f"- {pair}" for pair in comparison.pairs), ""]))
+    page = render(
+        "evaluation/templates/compare.html",
+        title="Comparison",
+        runs=len(finished),
+        left_out=left_out,
+        sections=sections,
+    )
+    write_whole(folder / "table.csv", raw_table(comparisons).csv().encode())
+    write_whole(folder / "table.md", "\n".join(markdown).encode())
+    write_whole(folder / "index.html", page.encode())
+    tables = [results_table(comparison, MAIN_COLUMNS) for comparison in comparisons]
+    lines = [str(pair) for comparison in comparisons for pair in comparison.pairs]
+    if len(finished) == 1:
+        table, lines = _summary(finished[0])
+        tables.append(table)
+        write_whole(folder / "summary.txt", _text(table, lines).encode())
+    return Report(folder / "index.html", tables, lines, left_out)
+
+
+def _summary(run: Run) -> tuple[Table, list[str]]:
+    """Returns the metrics of each digit, and facts about the training."""
+    from mnist_lightning.evaluation.metrics import Metrics, metrics_table
+
+    summary = run.summary
+    splits = {split: Metrics(**summary[split]) for split in ("train", "val", "test") if summary.get(split)}
+    names = ("parameters", "epochs", "best_epoch", "train_seconds", "device", "hyper_parameters", "versions")
+    return (
+        metrics_table(splits, f"{run.name}: {summary['model']} on {run.source}, seed {summary['seed']}"),
+        [f"{name.replace('_', ' ')}: {summary.get(name)}" for name in names],
+    )
+
+
+def _text(table: Table, lines: list[str]) -> str:
+    from rich.console import Console
+
+    text = StringIO()
+    Console(file=text, width=160).print(table)
+    return text.getvalue() + "".join(f"{line}\n" for line in lines)

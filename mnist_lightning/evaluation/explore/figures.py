@@ -1,0 +1,106 @@
+"""Figures of a data set."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from mnist_lightning.data.sources import CLASSES
+from mnist_lightning.evaluation.charts import digit_sheet
+from mnist_lightning.evaluation.explore.exploration import Exploration, tsne_map
+
+_COLOURS = [f"C{digit}" for digit in range(CLASSES)]
+
+
+def draw_all(exploration: Exploration) -> Iterator[tuple[str, Figure, str]]:
+    """Yields the file name, figure and caption of each figure."""
+    yield "class-balance", class_balance(exploration), "Images per class. The line is the mean."
+    names = [str(digit) for digit in range(CLASSES)]
+    means, deviations = exploration.means.byte(), (exploration.deviations * 2).clamp_max(255).byte()
+    yield "mean-images", digit_sheet(means, names, "Mean image of each class"), "Mean of the training images."
+    caption = "Standard deviation of each pixel in the training images."
+    yield "deviation-images", digit_sheet(deviations, names, "Variation within each class"), caption
+    first = [i for digit in range(CLASSES) for i in (exploration.labels == digit).nonzero().flatten()[:2].tolist()]
+    yield "samples", _sheet(exploration, first, "Samples"), "The first two images of each class."
+    yield "intensity", intensities(exploration), "Intensity of non-black pixels, and mean intensity by class."
+    yield "sizes", sizes(exploration), "Height and width of the digits, and their centres of mass."
+    yield "pca", _map(exploration, *_first_components(exploration)), "The first two principal components."
+    caption = "t-SNE of a random sample. Small distances mean similar images; large distances mean little."
+    yield "t-sne", _map(exploration, *tsne_map(exploration)), caption
+    pairs = exploration.closest_across(10)
+    indices = [i for test, train, _ in pairs for i in (test, train)]
+    notes = [f"distance {distance:.2f}" for *_, distance in pairs for _ in range(2)]
+    figure = _sheet(exploration, indices, "Test images most similar to a training image", notes)
+    yield "near-duplicates", figure, "Each test image is followed by its nearest training image."
+    suspicious = exploration.suspicious()
+    notes = [f"{100 * share:.0f} % of neighbours: {other}" for _, other, share in suspicious]
+    figure = _sheet(exploration, [i for i, _, _ in suspicious], "Suspicious labels", notes)
+    caption = "Images with more neighbours of another class than of their own. Check an image before relabelling."
+    yield "suspicious-labels", figure, caption
+    caption = "The two images of each class with the largest mean distance to their nearest neighbours."
+    yield "outliers", _sheet(exploration, exploration.outliers(), "Outliers"), caption
+
+
+def _sheet(exploration: Exploration, indices: list[int], title: str, notes: list[str] | None = None) -> Figure:
+    captions = [f"{exploration.name(i)}: {exploration.labels[i]}" for i in indices]
+    if notes is not None:
+        captions = [f"{caption}\n{note}" for caption, note in zip(captions, notes, strict=True)]
+    return digit_sheet(exploration.images[torch.tensor(indices, dtype=torch.long)], captions, title)
+
+
+def class_balance(exploration: Exploration) -> Figure:
+    """Draws the number of training and test images in each class."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axes, train, title in zip(figure.subplots(1, 2), (True, False), ("training", "test"), strict=True):
+        counts = exploration.counts(train)
+        axes.bar(range(CLASSES), counts, color=_COLOURS)
+        axes.axhline(np.mean(counts), color="#555555", linewidth=1)
+        axes.set(xticks=range(CLASSES), title=title, xlabel="digit", ylabel="images")
+    return figure
+
+
+def intensities(exploration: Exploration) -> Figure:
+    """Draws a histogram of the non-black pixels, and the mean intensities of the images by class."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts = torch.bincount(exploration.images.flatten().int(), minlength=256)[1:]
+    left.bar(range(1, 256), counts.numpy(), width=1, color="#0072B2")
+    left.set(xlabel="intensity", ylabel="pixels", yscale="log")
+    by_class = [exploration.intensity[exploration.labels == digit].numpy() for digit in range(CLASSES)]
+    right.boxplot(by_class, positions=range(CLASSES), showfliers=False)
+    right.set(xlabel="digit", ylabel="mean intensity of an image")
+    return figure
+
+
+def sizes(exploration: Exploration) -> Figure:
+    """Draws histograms of the digits' sizes and centres of mass."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    heights, widths = exploration.boxes.t().numpy()
+    bins = np.arange(30) - 0.5
+    left.hist2d(widths, heights, bins=(bins, bins), cmap="Blues", norm="log")
+    left.set(xlabel="width", ylabel="height", aspect="equal")
+    centres = exploration.centres[exploration.intensity > 0].numpy()
+    right.hist2d(centres[:, 1], centres[:, 0], bins=60, range=((11, 18), (11, 18)), cmap="Blues", norm="log")
+    right.set(xlabel="column of the centre of mass", ylabel="row", aspect="equal")
+    right.invert_yaxis()
+    return figure
+
+
+def _first_components(exploration: Exploration) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    sample = np.random.default_rng(0).permutation(len(exploration.labels))[:5000]
+    return sample, exploration.components[torch.from_numpy(sample), :2].numpy()
+
+
+def _map(exploration: Exploration, sample: NDArray[np.int64], points: NDArray[np.float32]) -> Figure:
+    figure = Figure(figsize=(6.5, 6), layout="constrained")
+    axes = figure.subplots()
+    labels = exploration.labels.numpy()[sample]
+    for digit in range(CLASSES):
+        x, y = points[labels == digit].T
+        # Markers are digits: ten colours alone are hard to tell apart.
+        axes.scatter(x, y, s=22, marker=f"${digit}$", color=_COLOURS[digit], linewidths=0.3, alpha=0.7)
+    axes.set(xticks=[], yticks=[])
+    return figure

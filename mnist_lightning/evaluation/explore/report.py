@@ -1,0 +1,80 @@
+"""The verb `explore`: a report on a data set."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mnist_lightning.evaluation.page import Table, picture, render
+from mnist_lightning.files import write_whole
+
+if TYPE_CHECKING:  # `explore --help` answers before torch is imported
+    from torch import Tensor
+
+    from mnist_lightning.evaluation.explore.exploration import Exploration
+
+
+def explore_data(source: str = "mnist", root: str | None = None, output: str = "data-report") -> Path:
+    """Describes a data set: classes, intensities, sizes, neighbours, outliers, suspicious labels.
+
+    Args:
+        source: Name of the data source, as in --data.source.
+        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, or else `data`.
+        output: Folder of the report: index.html and the figures as PNG files.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: If the source is not on disk, or is damaged.
+    """
+    from mnist_lightning.data.sources import read
+    from mnist_lightning.evaluation.explore.exploration import explore
+    from mnist_lightning.evaluation.explore.figures import draw_all
+
+    exploration = explore(source, read(source, root, train=True), read(source, root, train=False))
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = render(
+        "evaluation/templates/explore.html",
+        title=f"The data: {source}",
+        train=exploration.train,
+        test=len(exploration.labels) - exploration.train,
+        table=_table(exploration),
+        facts=_facts(exploration),
+        pictures=[picture(figure, caption, folder / f"{name}.png") for name, figure, caption in draw_all(exploration)],
+    )
+    write_whole(folder / "index.html", page.encode())
+    return folder / "index.html"
+
+
+def _table(exploration: "Exploration") -> Table:
+    """Makes a table of the classes: one column per class and one for all."""
+
+    def by_class(values: "Tensor", form: str) -> list[str]:
+        parts = [values[exploration.labels == digit] for digit in range(10)]
+        return [format(float(part.mean()), form) for part in (*parts, values)]
+
+    rows = []
+    for name, train in (("training", True), ("test", False)):
+        counts = exploration.counts(train)
+        rows.append([name, *(f"{count:,}" for count in (*counts, sum(counts)))])
+    rows.append(["mean intensity", *by_class(exploration.intensity, ".3f")])
+    rows.append(["height", *by_class(exploration.boxes[:, 0].float(), ".1f")])
+    rows.append(["width", *by_class(exploration.boxes[:, 1].float(), ".1f")])
+    variability = [*exploration.variability.tolist(), float(exploration.variability.mean())]
+    rows.append(["variability", *(f"{value:.2f}" for value in variability)])
+    return Table("Classes", ["", *map(str, range(10)), "all"], rows)
+
+
+def _facts(exploration: "Exploration") -> list[str]:
+    """Describes duplicates, centres of mass and black pixels, one sentence each."""
+    duplicates = exploration.duplicates()
+    pairs = [f"{exploration.name(first)} = {exploration.name(second)}" for first, second in duplicates[:20]]
+    across = sum(first < exploration.train <= second for first, second in duplicates)
+    row, column = exploration.centres[exploration.intensity > 0].mean(dim=0).tolist()
+    return [
+        f"Identical images: {len(duplicates)}{': ' if pairs else ''}{', '.join(pairs)}"
+        f"{', …' if len(duplicates) > len(pairs) else ''}.",
+        f"Test images that are identical to a training image: {across}.",
+        f"Mean centre of mass: row {row:.2f}, column {column:.2f} (the middle is 14). "
+        f"Black pixels: {100 * (exploration.images == 0).float().mean():.1f} %.",
+    ]

@@ -1,0 +1,180 @@
+"""The verb `robustness`: a report on corrupted digits, calibration and out-of-distribution detection."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mnist_lightning.errors import InputError
+from mnist_lightning.evaluation.page import Picture, Report, Table, picture, render
+from mnist_lightning.files import write_whole
+from mnist_lightning.runs.run import finished_runs
+
+if TYPE_CHECKING:  # `robustness --help` answers before torch is imported
+    from torch import Tensor
+
+    from mnist_lightning.evaluation.robustness.measure import Condition, Robustness, TestSet
+
+
+def measure_robustness(
+    *runs: str,
+    output: str = "robustness",
+    severities: Literal["published", "all"] = "published",
+    source: Literal["computed", "mnist_c"] = "computed",
+) -> Report:
+    """Measures models on corrupted digits and on pictures without digits: tables and figures on one HTML page.
+
+    The test images are corrupted in the 15 ways of MNIST-C (Mu and Gilmer 2019). Runs that differ only in the seed
+    count as one model. A GNN gets the superpixel graphs of the corrupted digits. No model is trained or chosen on these
+    images.
+
+    Args:
+        runs: Run folders, or folders that contain runs. Default: lightning_logs.
+        output: Folder of the report: index.html, table.csv, table.md, unknowns.csv and the figures as PNG files.
+        severities: Severities to measure: those of MNIST-C's files, or all from 1 to 5, which takes five times as long.
+        source: Origin of the corrupted digits: computed here, or read from MNIST-C's files in the data folder.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: If no run can be measured, or MNIST-C's files are requested and cannot be used.
+    """
+    if source == "mnist_c" and severities == "all":
+        raise InputError(
+            "--source mnist_c cannot be used with --severities all: MNIST-C's files have one severity per corruption; "
+            "use --severities published"
+        )
+    # `robustness --help` doesn't wait for these imports.
+    from mnist_lightning.evaluation.robustness.measure import (
+        ALL_CONDITIONS,
+        PUBLISHED_CONDITIONS,
+        measure,
+        test_sets,
+    )
+    from mnist_lightning.evaluation.robustness.unknowns import unknown_sets
+
+    finished, problems = finished_runs(runs)
+    measurable = list(test_sets(finished, problems))
+    if not measurable:
+        raise InputError(f"no run can be measured: {problems[-1]}")
+    corrupted = [(_mnist_c if source == "mnist_c" else _computed)(test_set) for test_set in measurable]
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)  # fails before the work begins
+    conditions = ALL_CONDITIONS if severities == "all" else PUBLISHED_CONDITIONS
+    unknown = [unknown_sets(test_set.images, test_set.labels) for test_set in measurable]
+    evaluations = sum(
+        len(test_set.models) * (1 + len(conditions) + len(sets))
+        for test_set, sets in zip(measurable, unknown, strict=True)
+    )
+    with _progress(evaluations) as progress:
+        results = [
+            measure(test_set, conditions, corrupt, sets, progress)
+            for test_set, corrupt, sets in zip(measurable, corrupted, unknown, strict=True)
+        ]
+    return write_page(results, problems, folder, mnist_c=source == "mnist_c")
+
+
+def write_page(results: "Sequence[Robustness]", left_out: Sequence[str], folder: Path, mnist_c: bool) -> Report:
+    """Writes all files of a report, the page last.
+
+    Args:
+        results: Results on each test set.
+        left_out: One line for each run that could not be measured.
+        folder: Folder of the report.
+        mnist_c: Whether the corrupted digits are those of MNIST-C's files.
+    """
+    from mnist_lightning.evaluation.robustness import tables
+    from mnist_lightning.evaluation.robustness.measure import pairs, worst_corruption
+
+    sections = []
+    all_tables: list[Table] = []
+    lines: list[str] = []
+    for number, one in enumerate(results, start=1):
+        shown = tables.error_table(one), tables.calibration_table(one), tables.unknown_table(one)
+        worst = [worst_corruption(one, model) for model in range(len(one.models))]
+        compared = pairs(one)
+        prefix = f"{number}-" if number > 1 else ""
+        sections.append((one, *shown, worst, compared, *_pictures(one, folder, prefix)))
+        all_tables += shown
+        lines += [*worst, *map(str, compared)]
+    page = render(
+        "evaluation/templates/robustness.html",
+        title="Robustness",
+        runs=sum(len(model.runs) for one in results for model in one.models),
+        left_out=left_out,
+        mnist_c=mnist_c,
+        sections=sections,
+    )
+    write_whole(folder / "table.csv", tables.raw_errors(results).csv().encode())
+    write_whole(folder / "unknowns.csv", tables.raw_detections(results).csv().encode())
+    write_whole(folder / "table.md", "\n".join(table.markdown() for table in all_tables).encode())
+    write_whole(folder / "index.html", page.encode())
+    return Report(folder / "index.html", all_tables, lines, left_out)
+
+
+def _pictures(results: "Robustness", folder: Path, prefix: str) -> list[list[Picture]]:
+    """Draws the figures of errors, calibration and detection, and writes them next to the page."""
+    from mnist_lightning.evaluation.robustness import figures
+
+    return [
+        [picture(figure, caption, folder / f"{prefix}{name}.png") for name, figure, caption in draw(results)]
+        for draw in (figures.draw_errors, figures.draw_calibration, figures.draw_unknowns)
+    ]
+
+
+def _computed(test_set: "TestSet") -> "Callable[[Condition], Tensor]":
+    """Returns a function that corrupts the test images."""
+    from mnist_lightning.data.corruptions import corrupt
+
+    return lambda condition: corrupt(test_set.images, *condition)
+
+
+def _mnist_c(test_set: "TestSet") -> "Callable[[Condition], Tensor]":
+    """Reads all of MNIST-C's files, so that a missing file is reported before the work begins."""
+    from mnist_lightning.data.corruptions import CORRUPTIONS, read_mnist_c
+
+    if test_set.source != "mnist":
+        raise InputError(f"--source mnist_c needs runs on mnist, got runs on {test_set.source}")
+    images = {}
+    for corruption in CORRUPTIONS:
+        images[corruption], labels = read_mnist_c(corruption)
+        if not labels.equal(test_set.labels):
+            raise InputError(f"the labels of MNIST-C's {corruption} differ from the test labels of mnist")
+    return lambda condition: images[condition.corruption]
+
+
+@contextmanager
+def _progress(evaluations: int) -> "Iterator[Callable[[Condition, str], None]]":
+    """Shows progress: a bar on a terminal, one line per corruption elsewhere.
+
+    Args:
+        evaluations: Number of evaluations.
+
+    Yields:
+        A callback for `measure`.
+    """
+    from rich import progress
+    from rich.console import Console
+
+    console = Console()
+    columns = (
+        progress.TextColumn("{task.description:<34}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+    )
+    with progress.Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=evaluations)
+        corruption, done = "", 0
+
+        def advance(condition: "Condition", model: str) -> None:
+            nonlocal corruption, done
+            done += 1
+            severity = f" {condition.severity}" if condition.severity else ""
+            bar.update(task, advance=1, description=f"{condition.name}{severity}, {model}")
+            if not console.is_terminal and condition.corruption != corruption:
+                corruption = condition.corruption
+                console.print(f"{done} of {evaluations}: {condition.name}", highlight=False, markup=False)
+
+        yield advance

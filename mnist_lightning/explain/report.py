@@ -1,0 +1,240 @@
+"""The verbs `connectivity` and `gradcam`: explain predictions for test digits or for a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from mnist_lightning.errors import InputError
+from mnist_lightning.explain import Method
+from mnist_lightning.files import replacing, writable, write_whole
+
+if TYPE_CHECKING:  # `VERB --help` answers before these are imported
+    from torch import Tensor
+
+    from mnist_lightning.classifier import Classifier
+    from mnist_lightning.explain.figures import Saliency
+
+
+def explain_connectivity(
+    checkpoint: str,
+    index: int | None = None,
+    indices: str | None = None,
+    image: str | None = None,
+    output: str = "connectivity.html",
+    method: Method = "gradient",
+    target: int | None = None,
+    source: str | None = None,
+    root: str | None = None,
+) -> Path:
+    """Shows which superpixels and edges a GNN's predictions are based on.
+
+    Without `index`, `indices` and `image`, it explains the first test digit of each class.
+
+    Args:
+        checkpoint: Checkpoint of a GNN, or a run folder, whose best checkpoint is loaded.
+        index: Index of a test image.
+        indices: Indices of several test images, such as 0,7,42.
+        image: Picture of a handwritten digit to explain instead of test images.
+        output: File to write: an interactive page (.html) or a figure (.png, .svg, .pdf).
+        method: Measure of edge importance: gradient of the logit, decrease of the logit without the edge (occlusion),
+            PyG's GNNExplainer, or attention coefficients (conv gat only).
+        target: Class that the edge importance explains. Default: the predicted class.
+        source: Data source of the test images. Default: the source that the run was trained on.
+        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, else `data`.
+
+    Returns:
+        Path of the written file.
+
+    Raises:
+        InputError: If a file or an argument cannot be used.
+    """
+    path = writable(output, [".html", ".png", ".svg", ".pdf"])
+    from mnist_lightning.explain.connectivity import connectivity
+    from mnist_lightning.models.gnn import GNN
+    from mnist_lightning.runs.checkpoint import load
+
+    model = load(checkpoint)
+    if not isinstance(model, GNN):
+        raise InputError(
+            f"connectivity needs a GNN, but {checkpoint} contains a {type(model).__name__}; explain it with gradcam"
+        )
+    digits = choose_digits(checkpoint, index, indices, image, source, root)
+    explanations = [connectivity(model, digit.image, digit.label, target, method) for digit in digits]
+    if path.suffix == ".html":
+        from mnist_lightning.explain.page import connectivity_page
+
+        page = connectivity_page(explanations, [digit.name for digit in digits], str(Path(checkpoint)))
+        write_whole(path, page.encode())
+    else:
+        from mnist_lightning.explain.figures import connectivity_sheet
+
+        figure = connectivity_sheet(explanations)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=110)
+    return path
+
+
+def explain_saliency(
+    checkpoint: str,
+    index: int | None = None,
+    indices: str | None = None,
+    image: str | None = None,
+    output: str = "gradcam.png",
+    target: int | None = None,
+    source: str | None = None,
+    root: str | None = None,
+) -> Path:
+    """Shows which pixels an image model's predictions are based on, and tests the saliency maps by deletion.
+
+    The maps are Grad-CAM (for models with convolutions), input gradients and occlusion. Without `index`, `indices` and
+    `image`, it explains the first test digit of each class.
+
+    Args:
+        checkpoint: Checkpoint of an image model, or a run folder, whose best checkpoint is loaded.
+        index: Index of a test image.
+        indices: Indices of several test images, such as 0,7,42.
+        image: Picture of a handwritten digit to explain instead of test images.
+        output: Figure to write (.png, .svg, .pdf).
+        target: Class to explain. Default: the predicted class.
+        source: Data source of the test images. Default: the source that the run was trained on.
+        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, else `data`.
+
+    Returns:
+        Path of the written file.
+
+    Raises:
+        InputError: If a file or an argument cannot be used.
+    """
+    path = writable(output, [".png", ".svg", ".pdf"])
+    from mnist_lightning.explain.figures import saliency_sheet
+    from mnist_lightning.runs.checkpoint import load
+
+    model = load(checkpoint)
+    digits = choose_digits(checkpoint, index, indices, image, source, root)
+    figure = saliency_sheet(saliency_of_digits(model, digits, target))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
+    return path
+
+
+class Digit(NamedTuple):
+    """A digit to explain.
+
+    Attributes:
+        name: Name shown to the reader, such as `mnist, test image 7`.
+        image: uint8 [28, 28].
+        label: Class, None if unknown.
+    """
+
+    name: str
+    image: "Tensor"
+    label: int | None
+
+
+def choose_digits(
+    checkpoint: str, index: int | None, indices: str | None, image: str | None, source: str | None, root: str | None
+) -> list[Digit]:
+    """Reads the digits that the arguments of a verb name: test images or one picture.
+
+    Args:
+        checkpoint: Checkpoint or run folder. Its run names the default source.
+        index: Index of a test image.
+        indices: Indices of several test images, such as 0,7,42.
+        image: Picture of a handwritten digit.
+        source: Data source of the test images. Default: that of the run, or `mnist` if there is no finished run.
+        root: Folder of the data.
+
+    Returns:
+        The digits. Without `index`, `indices` and `image`, the first test image of each class.
+
+    Raises:
+        InputError: If the arguments contradict each other, or a digit does not exist.
+    """
+    if sum(argument is not None for argument in (index, indices, image)) > 1:
+        raise InputError("give only one of index, indices and image")
+    if image is not None:
+        from mnist_lightning.data.handwriting import digit_of, open_picture
+
+        return [Digit(Path(image).name, digit_of(open_picture(image), image), None)]
+    return _test_digits(source or _source_of(checkpoint), root, index, indices)
+
+
+def _source_of(checkpoint: str) -> str:
+    from mnist_lightning.runs.run import Run
+
+    run = Run.of(checkpoint)
+    try:
+        return run.source if run is not None and run.is_finished else "mnist"
+    except InputError as error:
+        raise InputError(f"{error}; name the source of the test images with --source") from error
+
+
+def _test_digits(source: str, root: str | None, index: int | None, indices: str | None) -> list[Digit]:
+    from mnist_lightning.data.sources import read
+
+    images, labels = read(source, root, train=False)
+    if index is not None:
+        rows = [index]
+    elif indices is not None:
+        words = indices.replace(",", " ").split()
+        if not words or not all(word.isdecimal() for word in words):
+            raise InputError(f"indices must be numbers separated by commas, such as 0,7,42, got {indices!r}")
+        rows = [int(word) for word in words]
+    else:
+        classes = labels.tolist()
+        rows = [classes.index(label) for label in sorted(set(classes))]
+    for row in rows:
+        if not 0 <= row < len(images):
+            raise InputError(
+                f"there is no test image {row}: {source} has {len(images):,} test images, 0 to {len(images) - 1:,}"
+            )
+    return [Digit(f"{source}, test image {row}", images[row], int(labels[row])) for row in rows]
+
+
+def saliency_of_digits(model: "Classifier", digits: Sequence[Digit], target: int | None = None) -> "list[Saliency]":
+    """Computes the saliency maps of digits and tests the maps by deletion.
+
+    Args:
+        model: Trained image model in evaluation mode.
+        digits: Digits to explain.
+        target: Class to explain. Default: the predicted class of each digit.
+
+    Raises:
+        InputError: If the target is invalid, or the model does not take images.
+    """
+    import torch
+
+    from mnist_lightning.explain.deletion import deletion_curve, random_orders
+    from mnist_lightning.explain.figures import CURVES, GRAD_CAM, SHARES, Saliency
+    from mnist_lightning.explain.receptive_fields import spatial_layers
+    from mnist_lightning.explain.saliency import grad_cam, input_gradients, occlusion
+
+    images = torch.stack([digit.image for digit in digits])
+    probabilities = model.classify(images).softmax(dim=1)
+    targets = probabilities.argmax(dim=1) if target is None else torch.full((len(images),), target)
+    methods = dict(zip(CURVES, (grad_cam, input_gradients, occlusion), strict=True))
+    if not spatial_layers(model):
+        del methods[GRAD_CAM]
+    maps = {name: method(model, images, targets) for name, method in methods.items()}
+    runners_up = probabilities.scatter(1, targets[:, None], -1).argmax(dim=1)
+    runner_up_maps = grad_cam(model, images, runners_up) if GRAD_CAM in maps else None
+    intact = probabilities.gather(1, targets[:, None])
+
+    def curve(ranking: "Tensor") -> "Tensor":
+        return torch.cat([intact, deletion_curve(model, images, ranking, SHARES[1:], targets)], dim=1)
+
+    curves = {name: curve(ranking) for name, ranking in maps.items()}
+    random_curves = torch.stack([curve(order) for order in random_orders(images, 10)], dim=1)
+    return [
+        Saliency(
+            **digit._asdict(),
+            probabilities=probabilities[row],
+            target=int(targets[row]),
+            runner_up=int(runners_up[row]),
+            maps={name: values[row] for name, values in maps.items()},
+            runner_up_map=None if runner_up_maps is None else runner_up_maps[row],
+            curves={name: values[row] for name, values in curves.items()},
+            random_curves=random_curves[row],
+        )
+        for row, digit in enumerate(digits)
+    ]

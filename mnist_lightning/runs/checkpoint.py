@@ -1,0 +1,137 @@
+"""Finds checkpoints, reads them safely, and rebuilds their models."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mnist_lightning.classifier import Classifier
+from mnist_lightning.errors import InputError, one_line
+from mnist_lightning.files import is_intact
+from mnist_lightning.runs.run import Run
+
+CALIBRATION = "calibration"  # key of a checkpoint
+
+
+def load(path: str | Path, device: torch.device | str = "cpu", calibrated: bool = False) -> Classifier:
+    """Loads a trained model in evaluation mode.
+
+    Only tensors and plain values are unpickled, so a checkpoint cannot run code. To load a model class of your own,
+    import its module first.
+
+    Args:
+        path: A checkpoint, or a run folder, whose best checkpoint is loaded.
+        device: Device of the model.
+        calibrated: Divide the model's logits by the checkpoint's temperature (Guo et al. 2017, "On calibration of
+            modern neural networks", section 4.2), so that its confidence matches its accuracy. Training fits the
+            temperature on the validation images; `evaluation.calibration.calibrate` adds it to older checkpoints.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the file is missing or not a checkpoint of this package, its class is unknown, or `calibrated`
+            is set and the checkpoint has no temperature.
+    """
+    path = find_checkpoint(path)
+    checkpoint = read_checkpoint(path)
+    cls = _class_named(checkpoint["classifier"], path)
+    try:
+        model = cls(**{**checkpoint["hyper_parameters"], "compile": False})
+        model.load_state_dict(checkpoint["state_dict"])
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"{path} does not fit the current class {cls.__name__}: {one_line(error)}") from error
+    if calibrated:
+        temperature = temperature_in(checkpoint)
+        if temperature is None:
+            raise InputError(
+                f"{path} has no temperature; mnist_lightning.evaluation.calibration.calibrate({str(path)!r}) adds one"
+            )
+        model.register_forward_hook(partial(_divide_logits, temperature))
+    return model.to(device).eval()
+
+
+def _divide_logits(temperature: float, model: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> Tensor:
+    return logits / temperature
+
+
+def temperature_in(checkpoint: dict[str, Any]) -> float | None:
+    """Returns the temperature in the content of a checkpoint, or None if it has none."""
+    return float(checkpoint[CALIBRATION]["temperature"]) if CALIBRATION in checkpoint else None
+
+
+def find_checkpoint(path: str | Path, name: Literal["best", "last"] = "best") -> Path:
+    """Finds a checkpoint file.
+
+    Args:
+        path: A checkpoint or a run folder.
+        name: Which checkpoint of a run folder.
+
+    Raises:
+        InputError: If there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        run = Run(path)
+        if checkpoint := run.checkpoint(name):
+            return checkpoint
+        raise InputError(f"{path} has no {run.best.relative_to(path)}; give a run folder or a .ckpt file")
+    raise InputError(f"there is no checkpoint {path}")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads the content of a checkpoint: tensors and plain values only.
+
+    Raises:
+        InputError: If the file is damaged, contains anything else, or was not written by this package.
+    """
+    try:
+        intact = is_intact(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True) if intact else None
+    except PermissionError as error:
+        raise InputError(f"no permission to read the checkpoint {path}") from error
+    except Exception as error:  # an intact archive may contain anything
+        if "Unsupported global" in str(error) or "Unsupported operand" in str(error):
+            raise InputError(
+                f"the checkpoint {path} is refused and nothing in it was run: it contains more than tensors and "
+                "plain values, and loading it could execute code"
+            ) from error
+        raise InputError(f"{path} is not a checkpoint: {one_line(error)}") from error
+    if not intact:
+        raise InputError(
+            f"{path} is not a checkpoint, or it is damaged; it is refused and nothing in it was run{_instead_of(path)}"
+        )
+    if not isinstance(checkpoint, dict) or not {"classifier", "state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise InputError(f"{path} was not written by mnist-lightning: it does not name its model")
+    return checkpoint
+
+
+def _instead_of(path: Path) -> str:
+    """Suggests how to continue without a damaged checkpoint: with another one, or from the start."""
+    others = [other for other in sorted(path.parent.glob("*.ckpt")) if other != path and os.access(other, os.R_OK)]
+    ways = [f"use {other}" for other in others if is_intact(other)]
+    run = Run.of(path)
+    if run is not None and run.config_file.is_file():
+        ways.append(f"train again with --config {run.config_file}")
+    return f"; {', or '.join(ways)}" if ways else ""
+
+
+def _class_named(name: str, path: Path) -> type[Classifier]:
+    import mnist_lightning.models  # noqa: F401 - defines the package's own models
+
+    for cls in _subclasses(Classifier):  # type: ignore[type-abstract]
+        if f"{cls.__module__}.{cls.__qualname__}" == name:
+            return cls
+    raise InputError(f"{path} contains a {name}, which is unknown: import the module that defines it first")
+
+
+def _subclasses(cls: type[Classifier]) -> Iterator[type[Classifier]]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

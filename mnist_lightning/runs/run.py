@@ -1,0 +1,341 @@
+"""A training run: the layout of its folder, and how runs are found, read, grouped, chosen and named.
+
+No other module knows the names of the files in a run folder.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+from zlib import crc32
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from mnist_lightning.errors import InputError
+from mnist_lightning.runs.predictions import load_predictions
+
+LOGS = "lightning_logs"  # default folder of runs
+CHECKPOINTS = "checkpoints"
+
+# Settings that do not change the trained weights.
+_INCIDENTAL = {
+    "trainer": {"accelerator", "logger", "callbacks", "default_root_dir", "log_every_n_steps", "profiler", "barebones"}
+    | {"enable_checkpointing", "enable_progress_bar", "enable_model_summary", "enable_autolog_hparams"},
+    "data": {"root", "fallback", "num_workers", "seed"},
+}
+
+
+class Run:
+    """One training run. Its files are read when they are first needed.
+
+    Args:
+        folder: The run's folder, `lightning_logs/EXPERIMENT/version_N`.
+
+    Attributes:
+        folder: The run's folder; None for an ensemble, which is computed.
+    """
+
+    folder: Path | None
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def of(cls, path: str | Path) -> "Run | None":
+        """Returns the run of a path: a run folder, or a checkpoint inside one. None for any other checkpoint."""
+        path = Path(path)
+        if path.suffix != ".ckpt":
+            return cls(path)
+        parent = path.absolute().parent
+        return cls(parent.parent) if parent.name == CHECKPOINTS else None
+
+    @classmethod
+    def computed(cls, summary: dict[str, Any], logits: NDArray[np.float32], labels: NDArray[np.int64]) -> "Run":
+        """Makes a run without a folder, such as an ensemble.
+
+        Args:
+            summary: As in `summary.json`; at least `experiment`, `source` and `seed`.
+            logits: float [N, 10], of the test images.
+            labels: int64 [N].
+        """
+        run = cls.__new__(cls)
+        run.folder, run.summary, run.predictions, run.settings = None, summary, (logits, labels), {}
+        return run
+
+    # Layout
+
+    @property
+    def _path(self) -> Path:
+        assert self.folder is not None, "a computed run has no files"
+        return self.folder
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment's folder, also of a run that is not finished."""
+        folder = self._path.absolute()
+        return folder.parent.name if folder.name.startswith("version_") else folder.name
+
+    @property
+    def config_file(self) -> Path:
+        """The config that repeats the run."""
+        return self._path / "config.yaml"
+
+    @property
+    def summary_file(self) -> Path:
+        """Metrics and facts, written after the test."""
+        return self._path / "summary.json"
+
+    @property
+    def predictions_file(self) -> Path:
+        """Logits and labels of the test images."""
+        return self._path / "test_predictions.npz"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self._path / CHECKPOINTS
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the epoch with the best validation accuracy."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the last epoch."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run was tested."""
+        return self.summary_file.is_file()
+
+    def checkpoint(self, name: Literal["best", "last"] = "best") -> Path | None:
+        """Returns an existing checkpoint file: the one asked for, or else the best."""
+        # A run that was killed during its first epoch may have the best checkpoint and not the last.
+        return next((path for path in (self.checkpoints / f"{name}.ckpt", self.best) if path.is_file()), None)
+
+    # Content
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Content of `summary.json`: metrics of the three splits, parameters, seconds, versions.
+
+        Raises:
+            InputError: If the run is not finished, or the file is damaged.
+        """
+        path = self.summary_file
+        try:
+            summary: dict[str, Any] = json.loads(path.read_text())
+            missing = {"experiment", "source", "seed"} - set(summary)
+            float(summary["test"]["accuracy"])
+        except FileNotFoundError:
+            raise InputError(f"{self.folder} is not a finished run: there is no {path.name}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        if missing:
+            raise InputError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+        return summary
+
+    @cached_property
+    def predictions(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Logits [N, 10] and labels [N] of the test images.
+
+        Raises:
+            InputError: If the file is missing or damaged, or does not belong to the run's summary.
+        """
+        logits, labels = load_predictions(self.predictions_file)
+        accuracy = np.mean(logits.argmax(axis=1) == labels) if logits.shape == (len(labels), 10) else np.nan
+        if not abs(accuracy - self.summary["test"]["accuracy"]) <= 1e-6:
+            raise InputError(f"{self.predictions_file} does not match {self.summary_file}, or is damaged")
+        return logits, labels
+
+    @cached_property
+    def config(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Class path and arguments of the config's `model`, `data` and `trainer`. The trainer has no class path.
+
+        A run of the library has no config; it is empty.
+
+        Raises:
+            InputError: If the config is damaged.
+        """
+        try:
+            config = yaml.safe_load(self.config_file.read_text())
+            parts = {}
+            for part in ("model", "data", "trainer"):
+                path = str(config[part].get("class_path", ""))
+                parts[part] = path, dict(config[part].get("init_args", {}) if path else config[part])
+        except FileNotFoundError:
+            return {}
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.config_file} is damaged: {type(error).__name__}") from error
+        return parts
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What was trained and how, without the seed: flat, as in `{"model": "LeNet5", "model.lr": 0.01}`.
+
+        Without a config, the settings are those of the summary.
+
+        Raises:
+            InputError: If the config is damaged.
+        """
+        if not self.config:
+            names = ("model", "hyper_parameters", "epochs", "batch_size", "precision")
+            return _flat("", {name: self.summary.get(name) for name in names})
+        flat: dict[str, Any] = {}
+        for part, (path, arguments) in self.config.items():
+            if path:
+                flat[part] = path.split(".")[-1]
+            incidental = _INCIDENTAL.get(part, set())
+            flat |= _flat(f"{part}.", {name: value for name, value in arguments.items() if name not in incidental})
+        return flat
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """Logits of the test images, float [N, 10]."""
+        return self.predictions[0]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels of the test images, int64 [N]."""
+        return self.predictions[1]
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment."""
+        return str(self.summary["experiment"])
+
+    @property
+    def source(self) -> str:
+        """Name of the data source."""
+        return str(self.summary["source"])
+
+    @cached_property
+    def correct(self) -> NDArray[np.bool_]:
+        """Boolean mask [N] of correctly classified test images."""
+        mask: NDArray[np.bool_] = self.logits.argmax(axis=1) == self.labels
+        return mask
+
+    @cached_property
+    def test_set(self) -> tuple[str, int]:
+        """Identity of the test set: the source's name and a checksum of the labels."""
+        return self.source, crc32(self.labels.tobytes())
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flattens nested mappings: {"augment": {"rotate": 12}} becomes {"augment.rotate": 12}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(f"{prefix}{name}.", value) if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def finished_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Reads all finished runs in some folders.
+
+    Args:
+        paths: Runs, or folders that contain runs at any depth. Default: `lightning_logs`.
+
+    Returns:
+        The runs, and one line for each run folder that cannot be read.
+
+    Raises:
+        InputError: If a path is not a folder, or there is no finished run.
+    """
+    paths = paths or [LOGS]
+    runs: dict[Path, Run] = {}
+    problems = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"there is no folder {path}")
+        marks = (Run("").config_file.name, Run("").summary_file.name)
+        for folder in sorted({file.parent for name in marks for file in path.rglob(name)}):
+            run = Run(folder)
+            try:
+                run.summary, run.predictions, run.settings  # noqa: B018 - reads the files, which raises
+                runs[folder.resolve()] = run
+            except InputError as error:
+                problems.append(str(error))
+    if not runs:
+        raise InputError("; ".join([f"there is no finished run in {', '.join(paths)}", *problems[:1]]))
+    return list(runs.values()), problems
+
+
+def group_by_test_set(runs: Iterable[Run]) -> list[list[list[Run]]]:
+    """Groups runs that can be compared.
+
+    Returns:
+        One list per test set, the one with the most models first. It contains one list per model: the runs that differ
+        only in the seed, sorted by seed. The model with the best mean validation accuracy comes first. Of two runs
+        with the same settings and seed, the later one counts.
+    """
+    by_test_set: dict[tuple[str, int], dict[str, dict[int, Run]]] = {}
+    for run in runs:
+        key = json.dumps([run.name, run.settings], sort_keys=True, default=str)
+        by_test_set.setdefault(run.test_set, {}).setdefault(key, {})[int(run.summary["seed"])] = run
+    test_sets = [
+        sorted(
+            ([group[seed] for seed in sorted(group)] for group in groups.values()),
+            key=lambda group: -np.nan_to_num(mean_of(group, "val", "accuracy"), nan=-1.0),
+        )
+        for groups in by_test_set.values()
+    ]
+    return sorted(test_sets, key=lambda groups: -len(groups))
+
+
+def best_by_validation(group: Sequence[Run]) -> Run:
+    """Returns the run with the best validation accuracy."""
+    return max(group, key=lambda run: mean_of([run], "val", "accuracy"))
+
+
+def mean_of(group: Sequence[Run], split: str, metric: str) -> float:
+    """Returns a metric's mean over the seeds; NaN if a run does not have it."""
+    return float(np.mean([run.summary.get(split, {}).get(metric, np.nan) for run in group]))
+
+
+def names_of(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Names models for a table. Models of one experiment get the settings in which they differ: `lenet, lr 0.01`.
+
+    Args:
+        groups: Runs of each model, as in `group_by_test_set`.
+
+    Returns:
+        One name per model.
+    """
+    return [
+        ", ".join([group[0].name, *_differences(group[0], [g[0] for g in groups if g[0].name == group[0].name])])
+        for group in groups
+    ]
+
+
+def _differences(run: Run, neighbours: Sequence[Run]) -> list[str]:
+    """Settings of a run that differ among runs of the same experiment, as `lr 0.01`."""
+    missing = object()
+    keys = dict.fromkeys(key for neighbour in neighbours for key in neighbour.settings)
+    values = {key: [neighbour.settings.get(key, missing) for neighbour in neighbours] for key in keys}
+    differing = [key for key in keys if any(value != values[key][0] for value in values[key])]
+    # Other models have other arguments; the name of the class tells enough.
+    shared = [key for key in differing if missing not in values[key]]
+    told_apart = {json.dumps([n.settings[key] for key in shared], default=str) for n in neighbours}
+    shown = shared if len(told_apart) == len(neighbours) else differing
+    return [f"{_short(key, shown)} {_text(run.settings[key])}".strip() for key in shown if key in run.settings]
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The last part of a setting's name, or the whole name if that is ambiguous; empty for a class."""
+    if key in ("model", "data"):
+        return ""
+    last = key.split(".")[-1]
+    return last if sum(other.split(".")[-1] == last for other in keys) == 1 else key
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")  # all digits: models may differ in the last one
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,60 @@
+"""Which checkpoints a training keeps, and how they are written and read."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from mnist_lightning.files import save_tensors
+from mnist_lightning.lean import IdleInSteps
+from mnist_lightning.runs.checkpoint import read_checkpoint
+from mnist_lightning.runs.run import Run
+
+
+class BestCheckpoint(IdleInSteps, ModelCheckpoint):  # type: ignore[misc]
+    """Keeps the checkpoint of the epoch with the highest validation accuracy, the last of equally good epochs.
+
+    A few thousand images often give several epochs the same accuracy. Lightning keeps the first of them, but with a
+    falling learning rate the last one is trained better.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(monitor="val/acc", mode="max", filename=Run("").best.stem, enable_version_counter=False)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Counts an epoch as better if it equals the best one."""
+        equal = current is not None and current == self.best_model_score
+        return super().check_monitor_top_k(trainer, current) or trainer.strategy.reduce_boolean_decision(bool(equal))
+
+
+class LastCheckpoint(IdleInSteps, ModelCheckpoint):  # type: ignore[misc]
+    """Keeps the checkpoint of the last epoch.
+
+    Lightning's `save_last` writes one only when there is a new best checkpoint, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(filename=Run("").last.stem, enable_version_counter=False)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically, and refuses damaged ones.
+
+    Lightning writes to a temporary file that may lie on another disk, so its last move can be a copy that stops
+    half-way, and it reads damaged files without an error.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes a checkpoint. Remote paths are left to Lightning."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Reads a checkpoint with `read_checkpoint`. Remote paths are left to Lightning."""
+        return super().load_checkpoint(path, *args, **kwargs) if "://" in str(path) else read_checkpoint(Path(path))

@@ -1,0 +1,141 @@
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_lightning.cli import main
+from mnist_lightning.data.sources import read
+from mnist_lightning.evaluation.compare.report import compare_runs
+from mnist_lightning.evaluation.explore.report import explore_data
+from mnist_lightning.runs.run import Run
+from mnist_lightning.runs.writing import write_results
+
+PICTURES = {"curves", "accuracies", "costs", "calibration", "f1", "agreement", "frequent-confusions", "confusions"}
+MISTAKES = {"shared-mistakes", "lonely-mistakes"}
+
+
+def test_report_on_the_default_folder(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare"])
+    printed = capsys.readouterr().out
+    assert "360 test images of digits" in printed
+    assert "lenet5, max_epochs 2" in printed
+    assert "n = 2 and 1" in printed or "n = 1 and 2" in printed
+    assert printed.splitlines()[-1] == "report/index.html"
+    assert {path.stem for path in Path("report").glob("*.png")} == PICTURES | MISTAKES
+    for path in Path("report").glob("*.png"):
+        assert len(Image.open(path).convert("L").getcolors() or []) > 20  # not blank
+    page = Path("report/index.html").read_text()
+    assert page.count("data:image/png;base64,") == len(PICTURES | MISTAKES)
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)  # no other files
+    assert Path("report/table.csv").read_text().count("\n") == 4
+    assert "| lenet5, max_epochs 1 | 2 |" in Path("report/table.md").read_text()
+
+
+def test_compare_never_imports_lightning(logs: Path) -> None:
+    code = "import sys, mnist_lightning.cli as cli; cli.main(['compare']); print('lightning' in sys.modules)"
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=logs.parent, text=True)
+    assert output.splitlines()[-1] == "False"
+
+
+# Loads the page into frames as wide as a desktop and a phone, and writes measurements into the body.
+MEASURE = """
+if (self === top) addEventListener("load", async () => {
+  const measured = {};
+  for (const width of [1280, 390]) {
+    const frame = document.createElement("iframe");
+    frame.style = `width: ${width}px; height: 800px; border: 0`;
+    frame.srcdoc = document.documentElement.outerHTML;
+    await new Promise(loaded => { frame.onload = loaded; document.body.append(frame); });
+    const root = frame.contentDocument.documentElement, images = [...frame.contentDocument.images];
+    measured[width] = {
+      tooWide: root.scrollWidth - root.clientWidth,
+      images: images.filter(image => image.naturalWidth > 300 && image.clientWidth <= width).length,
+      rows: frame.contentDocument.querySelectorAll("tr").length,
+      requests: frame.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name)
+        .filter(name => !name.startsWith("data:")),
+    };
+    frame.remove();
+  }
+  document.body.replaceChildren();
+  document.body.append(JSON.stringify(measured));
+});
+"""
+
+
+@pytest.mark.slow
+def test_reports_fit_on_a_desktop_and_on_a_phone(logs: Path, visit: Callable[[str, str], Any]) -> None:
+    main(["compare"])
+    main(["explore", "--source", "digits", "--output", "data-report"])
+    for folder in ("report", "data-report"):
+        page = Path(folder, "index.html").read_text()
+        expected = {"tooWide": 0, "images": page.count("<img"), "rows": page.count("<tr"), "requests": []}
+        assert expected["images"] > 5
+        assert visit(page, MEASURE) == {"1280": expected, "390": expected}
+
+
+@pytest.mark.slow
+def test_a_damaged_run_is_left_out(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Run(logs / "mlp" / "version_0").summary_file
+    path.write_text(path.read_text()[:-50])
+    main(["compare", "--output", "other"])
+    assert f"left out: lightning_logs/mlp/version_0/{path.name} is damaged" in capsys.readouterr().out
+    page = Path("other/index.html").read_text()
+    assert f"Left out: lightning_logs/mlp/version_0/{path.name} is damaged" in page
+    assert "lenet5" in page
+
+
+@pytest.mark.slow
+def test_ensembles_are_compared(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", str(logs / "lenet5"), str(logs / "mlp"), "--ensemble"])
+    printed = capsys.readouterr().out
+    assert "ensemble: mean probability" in printed
+    assert "ensemble: majority vote" in printed
+
+
+def test_names_are_shown_as_text(tmp_path: Path) -> None:
+    name = "<script>alert(1)</script>"
+    for kind in ("<b>dark", "<b>light"):
+        (tmp_path / name / kind).mkdir(parents=True)
+        for index in range(8):
+            pixels = np.random.default_rng(index).integers(256, size=(28, 28), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / kind / f"{index}.png")
+    source = f"folder:{name}"
+    labels = read(source, train=False)[1].numpy()
+    for version, experiment in enumerate((name, "other")):
+        logits = np.eye(10, dtype=np.float32)[(labels + version) % 2]
+        summary = {
+            "experiment": experiment,
+            "source": source,
+            "seed": 0,
+            "model": "CNN",
+            "test": {"accuracy": 1 - version},
+        }
+        (tmp_path / "runs" / str(version)).mkdir(parents=True)
+        write_results(Run(tmp_path / "runs" / str(version)), summary, logits, labels)
+    pages = [compare_runs("runs").page, explore_data(source)]
+    for page in (path.read_text() for path in pages):
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+        assert "<script" not in page
+        assert "<b>" not in page
+
+
+def test_summary_of_a_single_run(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", str(logs / "lenet5" / "version_1")])
+    printed = capsys.readouterr().out
+    text = Path("report/summary.txt").read_text()
+    for expected in ("lenet5: LeNet5 on digits, seed 1", "parameters: 61706"):
+        assert expected in text
+        assert expected in printed
+    assert text.count("precision") == 3
+
+
+def test_nothing_to_compare(fails: Callable[..., str]) -> None:
+    assert "there is no folder lightning_logs" in fails("compare")
+    Path("empty").mkdir()
+    assert "there is no finished run in empty" in fails("compare", "empty")

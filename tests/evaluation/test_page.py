@@ -1,0 +1,45 @@
+import csv
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from mnist_lightning.evaluation.page import Report, Table, picture, print_result, render
+
+TABLE = Table("Runs [b]", ["model", "n"], [["<i>lenet</i> [red]", 2], ["a, b", 1]])
+
+
+def test_table_as_csv() -> None:
+    assert list(csv.reader(StringIO(TABLE.csv()))) == [["model", "n"], ["<i>lenet</i> [red]", "2"], ["a, b", "1"]]
+
+
+def test_report_on_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path("folder", "x" * 300)
+    print_result(Report(page, [TABLE], ["a is better than b [1]"], ["c is damaged"]))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "left out: c is damaged"
+    assert lines[1] == "Runs [b]"
+    assert any("<i>lenet</i> [red]" in line for line in lines)
+    assert lines[-2:] == ["  a is better than b [1]", str(page)]
+
+
+def test_print_a_path(capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(Path("x" * 300, "[b].html"))
+    assert capsys.readouterr().out == f"{'x' * 300}/[b].html\n"
+
+
+def test_pictures(tmp_path: Path) -> None:
+    small = picture(Figure(figsize=(4, 3)), "small", tmp_path / "small.png")
+    assert (tmp_path / "small.png").read_bytes() == small.png
+    assert not small.wide
+    assert small.url.startswith("data:image/png;base64,")
+    assert picture(Figure(figsize=(11, 3)), "wide").wide
+
+
+def test_values_in_templates_are_escaped() -> None:
+    values = {"title": "<b>", "runs": 1, "left_out": ["<b>"], "sections": []}
+    page = render("evaluation/templates/compare.html", **values)
+    assert "<title>&lt;b&gt;</title>" in page
+    assert "Left out: &lt;b&gt;" in page
+    assert "<b>" not in page

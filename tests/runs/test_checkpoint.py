@@ -1,0 +1,193 @@
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from mnist_lightning import CNN, MLP, Classifier, InputError, LeNet5, MNISTDataModule, load
+from mnist_lightning.runs.checkpoint import CALIBRATION, find_checkpoint, read_checkpoint, temperature_in
+from mnist_lightning.runs.run import Run
+
+
+class Custom(Classifier):
+    """A model outside the package."""
+
+    def __init__(self, width: int = 4, **training: Any) -> None:
+        super().__init__(**training)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.Linear(width, 10))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(images)
+        return logits
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, digits: MNISTDataModule) -> Callable[[Classifier], Path]:
+    """Trains a model with a plain Trainer, as a library user does, and returns the checkpoint."""
+
+    def train(model: Classifier) -> Path:
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[ModelCheckpoint(tmp_path / "run" / "checkpoints", filename="best")],
+        )
+        trainer.fit(model, digits)
+        return tmp_path / "run" / "checkpoints" / "best.ckpt"
+
+    return train
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MLP(widths=(16, 8), dropout=0.5, betas=(0.7, 0.9)),
+        CNN(channels=[4], kernel_size=[5], widths=[], dense_activation="tanh"),
+        LeNet5("relu", "max", schedule="onecycle", optimizer="sgd"),
+        Custom(width=7, lr=0.01),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_the_saved_model_is_loaded(model: Classifier, fitted: Callable[[Classifier], Path]) -> None:
+    path = fitted(model)
+    for source in (path, str(path), path.parents[1]):
+        loaded = load(source)
+        assert type(loaded) is type(model)
+        assert not loaded.training
+        assert dict(loaded.hparams) == dict(model.hparams)
+        images = torch.rand(3, 1, 28, 28)
+        assert torch.equal(loaded(images), model.eval()(images))
+
+
+@pytest.mark.slow
+def test_load_in_a_new_process(fitted: Callable[[Classifier], Path]) -> None:
+    model = LeNet5()
+    code = "import sys, torch, mnist_lightning as m; print(m.load(sys.argv[1])(torch.ones(1, 1, 28, 28)).sum().item())"
+    output = subprocess.check_output([sys.executable, "-c", code, fitted(model)], text=True)
+    assert float(output) == pytest.approx(model.eval()(torch.ones(1, 1, 28, 28)).sum().item(), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_class_that_is_not_imported(fitted: Callable[[Classifier], Path]) -> None:
+    path = fitted(Custom())
+    code = "import sys, mnist_lightning; mnist_lightning.load(sys.argv[1])"
+    output = subprocess.run([sys.executable, "-c", code, path], text=True, capture_output=True).stderr
+    assert "Custom, which is unknown: import the module that defines it first" in output
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_a_compiled_model_loads_without_compiling(fitted: Callable[[Classifier], Path]) -> None:
+    class Spied(MLP):
+        compiled = 0
+
+        def compile(self, *args: Any, **kwargs: Any) -> None:
+            self.compiled += 1
+            super().compile(backend="aot_eager")
+
+    model = Spied(widths=[8], compile=True)
+    path = fitted(model)
+    assert model.compiled == 1
+    loaded = load(path)
+    assert isinstance(loaded, Spied)
+    assert loaded.hparams["compile"] is False
+    images = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(loaded(images), model.eval()(images))
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("executed"),))
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"state_dict": {}, "hyper_parameters": value}])
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, write: Any, wrap: Any) -> None:
+    path = tmp_path / "malicious.ckpt"
+    write(wrap(Malicious()), path)
+    with pytest.raises(InputError, match="is refused and nothing in it was run"):
+        load(path)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100), bytes(1000)])
+def test_a_file_that_is_not_a_checkpoint(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "text.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"text\.ckpt is not a checkpoint, or it is damaged"):
+        load(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint(fitted: Callable[[Classifier], Path], share: float) -> None:
+    path = fitted(MLP(widths=[8]))
+    assert isinstance(load(path), MLP)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match="not a checkpoint, or it is damaged"):
+        load(path)
+
+
+def test_a_flipped_bit(fitted: Callable[[Classifier], Path]) -> None:
+    path = fitted(MLP(widths=[8]))
+    content = bytearray(path.read_bytes())
+    weight = next(iter(load(path).state_dict().values())).numpy().tobytes()
+    content[content.index(weight) + 100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not a checkpoint, or it is damaged"):
+        load(path)
+
+
+def test_a_damaged_checkpoint_of_a_run_names_an_intact_one_and_the_config(logs: Path) -> None:
+    run = Run(logs / "mlp" / "version_0")
+    run.best.write_bytes(run.best.read_bytes()[:-100])
+    with pytest.raises(InputError) as refused:
+        load(run.best)
+    assert str(refused.value).endswith(f"; use {run.last}, or train again with --config {run.config_file}")
+    assert isinstance(load(run.last), MLP)
+
+
+def test_a_checkpoint_of_another_program(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match="not written by mnist-lightning: it does not name its model"):
+        load(tmp_path / "other.ckpt")
+
+
+def test_weights_that_do_not_fit(fitted: Callable[[Classifier], Path]) -> None:
+    path = fitted(MLP(widths=[8]))
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"]["widths"] = [9]
+    torch.save(content, path)
+    with pytest.raises(InputError, match="does not fit the current class MLP"):
+        load(path)
+
+
+def test_find_checkpoint(logs: Path) -> None:
+    run = Run(logs / "mlp" / "version_0")
+    assert run.folder is not None
+    assert find_checkpoint(run.folder) == find_checkpoint(str(run.folder), "best") == run.best
+    assert find_checkpoint(run.folder, "last") == find_checkpoint(run.last) == run.last
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no checkpoint .*none\.ckpt"):
+        find_checkpoint(tmp_path / "none.ckpt")
+    with pytest.raises(InputError, match=r"has no checkpoints/.*; give a run folder or a \.ckpt file"):
+        find_checkpoint(tmp_path)
+
+
+def test_temperature_of_a_checkpoint(logs: Path) -> None:
+    checkpoint = read_checkpoint(Run(logs / "mlp" / "version_0").best)
+    temperature = temperature_in(checkpoint)
+    assert temperature is not None
+    assert temperature == checkpoint[CALIBRATION]["temperature"] > 0
+    del checkpoint[CALIBRATION]
+    assert temperature_in(checkpoint) is None
