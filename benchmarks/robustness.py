@@ -67,7 +67,7 @@ def summary(results: Robustness, index: int) -> dict[str, Any]:
         "calibration_error_at_its_temperature": both(results.scaled_errors[index]),
         "unknown_auroc_and_fpr95": {
             f"{row.set}, {row.score}": [round(100 * row.auroc, 2), round(100 * row.fpr95, 2)]
-            for row in results.mean_detections(index)
+            for row in results.mean_detections[index]
         },
     }
 
@@ -116,7 +116,7 @@ def main() -> None:
     content = {
         **machine(),
         "source": test_set.source,
-        "images": len(results.labels),
+        "images": len(results.test_set.labels),
         "models": len(results.models),
         "runs": sum(len(model.runs) for model in results.models),
         "corruptions": len(conditions),

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from mnist_lightning.data.sources import CLASSES as CLASSES
 from mnist_lightning.errors import InputError
-from mnist_lightning.lean import LeanModule, skip_gpu_search
+from mnist_lightning.lean import LeanModule
 
 
 class NonFiniteLossError(InputError):
@@ -162,8 +162,7 @@ class Classifier(LeanModule, LightningModule, ABC):
         logits = logits.float()
         if self.hparams["loss"] == "cross_entropy":
             return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        classes = logits.shape[1]
-        target = F.one_hot(labels, classes).float() * (1 - label_smoothing) + label_smoothing / classes
+        target = F.one_hot(labels, CLASSES).float() * (1 - label_smoothing) + label_smoothing / CLASSES
         return F.mse_loss(logits.softmax(dim=1), target)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -193,40 +192,32 @@ class Classifier(LeanModule, LightningModule, ABC):
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
     def _raise_non_finite(self, losses: list[float]) -> None:
+        """Names the step and the cause. It searches only after a failure: checking every step would be slow."""
         last = (len(losses) - 1, math.inf)  # each loss may be finite while their sum overflows
         index, value = next(((index, loss) for index, loss in enumerate(losses) if not math.isfinite(loss)), last)
         # Lightning counts a step after training_step and before on_train_epoch_end.
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx - len(losses) + 1 + index
-        remedy = (
-            f"Try a lower learning rate (--model.lr is {self.hparams['lr']}), --trainer.gradient_clip_val 1, or "
-            "--trainer.precision 32"
-        )
-        if count := self._count_non_finite_batches():
-            remedy = f"The data are the cause: {count} training batches contain infinite values or NaN"
-        where = f"step {step} (epoch {self.current_epoch})"
-        raise NonFiniteLossError(f"the training loss became {value} at {where}. {remedy}")
-
-    def _count_non_finite_batches(self) -> int:
-        """Runs only after a failure: checking every step would be slow."""
+        lr = self.hparams["lr"]
+        tip = f"Try a lower learning rate (--model.lr is {lr}), --trainer.gradient_clip_val 1 or --trainer.precision 32"
         batches = islice(self.trainer.train_dataloader, 10_000)  # type: ignore[arg-type]  # the loader may be endless
         inputs = (batch[0] for batch in batches if isinstance(batch, (tuple, list)))
-        return sum(isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all() for x in inputs)
+        if count := sum(isinstance(x, Tensor) and not x.isfinite().all() for x in inputs):
+            tip = f"The data are the cause: {count} training batches contain infinite values or NaN"
+        where = f"step {step} (epoch {self.current_epoch})"
+        raise NonFiniteLossError(f"the training loss became {value} at {where}. {tip}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the name of the class to the checkpoint, so that it can be loaded without a config."""
         checkpoint["classifier"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Stores the batch's logits. The metrics are computed once, at the end of the epoch."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Stores the batch's logits."""
-        self._evaluate(batch)
-
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Returns the batch's logits [B, 10]."""
-        return self._evaluate(batch)
+        """Returns the batch's logits [B, 10]. The metrics are computed once, at the end of the epoch."""
+        inputs, labels = self.unpack(batch)
+        logits: Tensor = self(*inputs).float()
+        self._evaluated.append((logits, labels))
+        return logits
+
+    validation_step = test_step = predict_step
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss` and `val/acc`."""
@@ -239,12 +230,6 @@ class Classifier(LeanModule, LightningModule, ABC):
     def on_predict_epoch_end(self) -> None:
         """Adds `predictions["predict"]`."""
         self.predictions["predict"] = self._gather()
-
-    def _evaluate(self, batch: Any) -> Tensor:
-        inputs, labels = self.unpack(batch)
-        logits: Tensor = self(*inputs).float()
-        self._evaluated.append((logits, labels))
-        return logits
 
     def _log_evaluation(self, split: str) -> None:
         logits, labels = self.predictions[split] = self._gather()
@@ -263,22 +248,16 @@ class Classifier(LeanModule, LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser, and a schedule that ends with the last training step."""
-        skip_gpu_search()
         optimizer = self._optimizer()
         if self.hparams["schedule"] == "constant":
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step", "name": None},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
     def _optimizer(self) -> Optimizer:
         hparams = self.hparams
-        decayed = [p for p in self.parameters() if p.ndim > 1]
-        plain = [p for p in self.parameters() if p.ndim <= 1]
         groups = [
-            {"params": decayed, "weight_decay": hparams["weight_decay"]},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": [p for p in self.parameters() if p.ndim > 1], "weight_decay": hparams["weight_decay"]},
+            {"params": [p for p in self.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]
         # Fused kernels unscale gradients themselves. Lightning cannot combine this with gradient clipping in 16-mixed.
         fused = self.trainer.precision != "16-mixed"
@@ -291,10 +270,8 @@ class Classifier(LeanModule, LightningModule, ABC):
     def _scheduler(self, optimizer: Optimizer) -> LRScheduler:
         name = self.hparams["schedule"]
         steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise InputError(
-                f"schedule {name} needs the number of training steps; set --trainer.max_epochs or --trainer.max_steps"
-            )
+        if steps == math.inf:
+            raise InputError(f"schedule {name} needs a last step; set --trainer.max_epochs or --trainer.max_steps")
         steps = max(1, int(steps))
         if name == "step":
             return MultiStepLR(optimizer, milestones=[steps // 2, steps * 3 // 4], gamma=0.1)

@@ -66,6 +66,7 @@ def test_help_of_a_verb_does_not_import_torch(verb: str) -> None:
     assert not loaded_modules(command(verb, "--help")) & set(HEAVY)
 
 
+@pytest.mark.slow
 def test_explore_never_imports_lightning() -> None:
     loaded = loaded_modules(command("explore", "--source", "digits"))
     assert "torch" in loaded
@@ -84,8 +85,12 @@ def test_importing_the_package_has_no_side_effects() -> None:
     state = "(gc.isenabled(), gc.get_freeze_count(), warnings.filters[:], dict(os.environ), threading.excepthook)"
     code = f"import gc, os, threading, warnings\nbefore = {state}\nimport mnist_lightning\nassert before == {state}"
     assert "torch" not in loaded_modules(code)
-    # The names of the package are still there.
-    assert loaded_modules("from mnist_lightning import MLP, MNISTDataModule, load") >= {"torch", "lightning"}
+
+
+def test_pyg_is_imported_by_graph_models_only() -> None:
+    loaded = loaded_modules("from mnist_lightning import GNN, MLP, MNISTDataModule, load\nMLP()")
+    assert loaded >= {"torch", "lightning"}
+    assert "torch_geometric" not in loaded
 
 
 def test_every_name_of_the_package_can_be_imported() -> None:

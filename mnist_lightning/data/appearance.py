@@ -1,7 +1,6 @@
 """Random changes of image appearance that keep the digit's shape, for training robust models."""
 
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from math import inf, pi
 from typing import Any
 
@@ -125,9 +124,8 @@ class Appearance:
         # A zero-mean filter responds to edges only and keeps the background black.
         normal = torch.where(kind < 0.3, normal - normal.mean(dim=1, keepdim=True), normal)
         kernels = normal * torch.where(kind < 0.4, 1.0, strength * self.filter)
-        added = F.conv2d(
-            images.transpose(0, 1), kernels.view(-1, 1, _KERNEL, _KERNEL), padding=_KERNEL // 2, groups=len(images)
-        ).transpose(0, 1)
+        kernels = kernels.view(-1, 1, _KERNEL, _KERNEL)
+        added = F.conv2d(images.transpose(0, 1), kernels, padding=_KERNEL // 2, groups=len(images)).transpose(0, 1)
         magnitude = added.abs()
         magnitude = magnitude / magnitude.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
         summed = images + added
@@ -150,10 +148,9 @@ class Appearance:
         coin, frequency, direction, phase, amplitude = torch.split(noise, [1, *[_WAVES] * 4], dim=1)
         amplitude = amplitude * (self.waves * (coin < 0.5))
         frequency = 2 * pi * (_SIDE / 2) * frequency**2  # radians per side; the square favours long waves
-        position = _pixels(noise.device) / _SIDE
-        along, across = (
-            (frequency * part(direction * pi)).unsqueeze(2) * position for part in (torch.cos, torch.sin)
-        )  # [B, waves, 28]
+        position = torch.arange(_SIDE, device=noise.device) / _SIDE
+        # [B, waves, 28] each
+        along, across = ((frequency * part(direction * pi)).unsqueeze(2) * position for part in (torch.cos, torch.sin))
         waves = torch.cos(along.unsqueeze(2) + across.unsqueeze(3) + (2 * pi * phase)[:, :, None, None])
         return (waves * amplitude[:, :, None, None]).sum(dim=1, keepdim=True)
 
@@ -179,22 +176,18 @@ def _broadcast(values: Tensor) -> Tensor:
     return values[:, :, None, None]
 
 
-@lru_cache(maxsize=8)
-def _pixels(device: torch.device) -> Tensor:
-    return torch.arange(_SIDE, device=device)
-
-
 def _rolled(images: Tensor, noise: Tensor) -> Tensor:
     """Rolls each image by up to 10 pixels along each axis. Pixels that leave at one edge enter at the other."""
     shifts = (noise * 21).long() - 10
-    rows, columns = ((_pixels(images.device) + shift[:, None]) % _SIDE for shift in shifts.unbind(dim=1))
+    position = torch.arange(_SIDE, device=images.device)
+    rows, columns = ((position + shift[:, None]) % _SIDE for shift in shifts.unbind(dim=1))
     index = rows[:, :, None] * _SIDE + columns[:, None, :]
     return images.flatten(1).gather(1, index.flatten(1)).view_as(images)
 
 
 def _rectangles(noise: Tensor) -> Tensor:
     """[B, 1, 28, 28], 1 inside a random rectangle with sides of 0.05 to 0.55 of the image's side, 0 outside."""
-    position = _pixels(noise.device) / _SIDE
+    position = torch.arange(_SIDE, device=noise.device) / _SIDE
     sides = noise[:, 2:] * 0.5 + 0.05
     rows, columns = (((position - noise[:, axis, None]).abs() < sides[:, axis, None] / 2).to(noise) for axis in (0, 1))
     return (rows[:, :, None] * columns[:, None, :]).unsqueeze(1)

@@ -7,14 +7,15 @@ becomes 1.086 times taller at the published severity and 1.85 times taller at se
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -25,6 +26,7 @@ from mnist_lightning.errors import InputError, one_line, suggestion
 Images = NDArray[np.float32]  # [N, 28, 28] in [0, 1]
 
 _SIDE = 28
+_ZIP = "mnist_c.zip (https://zenodo.org/records/3239543)"
 _CHUNK = 500  # images; limits the height maps of `fog` to 131 MB
 
 
@@ -53,11 +55,10 @@ def corrupt(images: Tensor, corruption: str, severity: int | None = None, seed: 
         0
     """
     if corruption not in _CORRUPTIONS:
-        known = f"expected one of {', '.join(CORRUPTIONS)}"
-        raise InputError(f"unknown corruption {corruption!r}, {known}{suggestion(corruption, CORRUPTIONS)}")
+        known = f"{', '.join(CORRUPTIONS)}{suggestion(corruption, CORRUPTIONS)}"
+        raise InputError(f"unknown corruption {corruption!r}, expected one of {known}")
     if images.dtype != torch.uint8 or images.shape[1:] != (_SIDE, _SIDE):
-        shape = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
-        raise InputError(f"images must be uint8 [N, 28, 28], got {shape}")
+        raise InputError(f"images must be torch.uint8 [N, 28, 28], got {images.dtype} {list(images.shape)}")
     apply, parameters, published = _CORRUPTIONS[corruption]
     severity = published if severity is None else severity
     if not 0 <= severity <= len(parameters):
@@ -86,16 +87,15 @@ def read_mnist_c(corruption: str, root: str | Path | None = None) -> tuple[Tenso
     Raises:
         InputError: If the files do not exist, are damaged, or have the wrong type or shape.
     """
-    folder = data_root(root) / "mnist_c" / corruption
+    root = data_root(root)
+    folder = root / "mnist_c" / corruption
     arrays = []
     for kind in ("images", "labels"):
         path = folder / f"test_{kind}.npy"
         try:
             arrays.append(np.load(path, allow_pickle=False))
         except FileNotFoundError:
-            raise InputError(
-                f"there is no {path}; unpack mnist_c.zip (https://zenodo.org/records/3239543) in {data_root(root)}"
-            ) from None
+            raise InputError(f"there is no {path}; unpack {_ZIP} in {root}") from None
         except Exception as error:  # damaged files raise many exception types
             raise InputError(f"{path} is damaged: {one_line(error)}") from error
     images, labels = arrays
@@ -105,22 +105,20 @@ def read_mnist_c(corruption: str, root: str | Path | None = None) -> tuple[Tenso
     return torch.from_numpy(images[..., 0]), torch.from_numpy(labels.astype(np.int64))
 
 
-def _shot_noise(images: Images, random: np.random.Generator, photons: float) -> Images:
+def _shot_noise(images: Images, random: Generator, photons: float) -> Images:
     """Shot noise of a low photon count, Poisson-distributed."""
     return random.poisson(images * photons).astype(np.float32) / photons
 
 
-def _impulse_noise(images: Images, random: np.random.Generator, share: float) -> Images:
+def _impulse_noise(images: Images, random: Generator, share: float) -> Images:
     """Turns a share of the pixels black or white."""
     noise = random.random(images.shape, np.float32)
     return np.where(noise < share / 2, 0, np.where(noise < share, 1, images)).astype(np.float32)
 
 
-def _glass_blur(images: Images, random: np.random.Generator, sigma: float, distance: int, iterations: int) -> Images:
+def _glass_blur(images: Images, random: Generator, sigma: float, distance: int, iterations: int) -> Images:
     """Swaps pixels with neighbours, one after the other, between two blurs."""
-    from scipy.ndimage import gaussian_filter1d
-
-    blurred: Images = np.floor(255 * gaussian_filter1d(images, sigma, axis=1, mode="nearest"))
+    blurred = np.floor(255 * gaussian_filter1d(images, sigma, axis=1, mode="nearest"))
     positions = range(_SIDE - distance, distance, -1)
     image = np.arange(len(images))
     for _ in range(iterations):
@@ -129,15 +127,12 @@ def _glass_blur(images: Images, random: np.random.Generator, sigma: float, dista
             moved = random.random((len(positions), len(images))) < 0.5
             steps = random.integers(-distance, distance, size=(2, len(positions), len(images))) * moved
             for index, column in enumerate(positions):
-                neighbour = (image, row + steps[0, index], column + steps[1, index])
-                pixel = blurred[:, row, column].copy()
-                blurred[:, row, column] = blurred[neighbour]
-                blurred[neighbour] = pixel
-    frosted: Images = gaussian_filter1d(blurred / 255, sigma, axis=1, mode="nearest")
-    return frosted
+                pixel, neighbour = (image, row, column), (image, row + steps[0, index], column + steps[1, index])
+                blurred[pixel], blurred[neighbour] = blurred[neighbour], blurred[pixel]
+    return np.asarray(gaussian_filter1d(blurred / 255, sigma, axis=1, mode="nearest"))
 
 
-def _motion_blur(images: Images, random: np.random.Generator, radius: int, sigma: float) -> Images:
+def _motion_blur(images: Images, random: Generator, radius: int, sigma: float) -> Images:
     """Blurs along a line within 45 degrees of the rows, to one side, with the weights of half a Gaussian.
 
     Samples whole pixels, as ImageMagick does.
@@ -169,55 +164,49 @@ def _warped(images: Images, *matrix: ArrayLike) -> Images:
     return grid_sample(batch, grid, align_corners=True).squeeze(1).numpy()
 
 
-def _signs(images: Images, random: np.random.Generator, axes: int) -> NDArray[np.int64]:
-    return random.choice([-1, 1], size=(axes, len(images)))
-
-
-def _shear(images: Images, random: np.random.Generator, angle: float) -> Images:
+def _shear(images: Images, random: Generator, angle: float) -> Images:
     """Slants the columns by an angle in either direction. The digit becomes 1 / cos(angle) times taller."""
-    angles = angle * _signs(images, random, 1)[0]
+    angles = angle * random.choice([-1, 1], size=len(images))
     return _warped(images, 1, -np.sin(angles), 0, 0, np.cos(angles), 0)
 
 
-def _scale(images: Images, random: np.random.Generator, size: float) -> Images:
+def _scale(images: Images, random: Generator, size: float) -> Images:
     """Shrinks the digit."""
     return _warped(images, 1 / size, 0, 0, 0, 1 / size, 0)
 
 
-def _rotate(images: Images, random: np.random.Generator, angle: float) -> Images:
+def _rotate(images: Images, random: Generator, angle: float) -> Images:
     """Rotates by an angle in either direction."""
-    angles = angle * _signs(images, random, 1)[0]
+    angles = angle * random.choice([-1, 1], size=len(images))
     cos, sin = np.cos(angles), np.sin(angles)
     return _warped(images, cos, -sin, 0, sin, cos, 0)
 
 
-def _brightness(images: Images, random: np.random.Generator, offset: float) -> Images:
+def _brightness(images: Images, random: Generator, offset: float) -> Images:
     """Adds an offset to all pixels."""
-    brighter: Images = np.clip(images + np.float32(offset), 0, 1)
-    return brighter
+    return images + np.float32(offset)
 
 
-def _translate(images: Images, random: np.random.Generator, pixels: int) -> Images:
+def _translate(images: Images, random: Generator, pixels: int) -> Images:
     """Shifts along both axes, each in either direction."""
-    shifts = pixels * 2 / (_SIDE - 1) * _signs(images, random, 2)
+    shifts = pixels * 2 / (_SIDE - 1) * random.choice([-1, 1], size=(2, len(images)))
     return _warped(images, 1, 0, shifts[0], 0, 1, shifts[1])
 
 
-def _stripe(images: Images, random: np.random.Generator, columns: int) -> Images:
+def _stripe(images: Images, random: Generator, columns: int) -> Images:
     """Inverts columns at the left and the right edge."""
     column = np.arange(_SIDE)
     return np.where((column < columns) | (column >= _SIDE - columns), 1 - images, images)
 
 
-def _fog(images: Images, random: np.random.Generator, thickness: float, decay: float) -> Images:
+def _fog(images: Images, random: Generator, thickness: float, decay: float) -> Images:
     """Adds a cloud, the corner of a fractal height map."""
     brightest = images.max(axis=(1, 2), keepdims=True)
     clouds = _height_maps(len(images), random, decay)
-    foggy: Images = (images + np.float32(thickness) * clouds) * brightest / (brightest + np.float32(thickness))
-    return foggy
+    return np.asarray((images + np.float32(thickness) * clouds) * brightest / (brightest + np.float32(thickness)))
 
 
-def _height_maps(count: int, random: np.random.Generator, decay: float, side: int = 256) -> Images:
+def _height_maps(count: int, random: Generator, decay: float, side: int = 256) -> Images:
     """Corners [count, 28, 28] of height maps [count, side, side] in [0, 1], by the diamond-square algorithm.
 
     The map is a torus. Each point is the mean of its four neighbours plus noise. Each step halves the distance between
@@ -233,37 +222,26 @@ def _height_maps(count: int, random: np.random.Generator, decay: float, side: in
     while step >= 2:
         half = step // 2
         corners = heights[:, ::step, ::step]
-        pairs = corners + np.roll(corners, -1, axis=1)
-        middles = displaced(pairs + np.roll(pairs, -1, axis=2))
-        heights[:, half::step, half::step] = middles
         down, right = np.roll(corners, -1, axis=1), np.roll(corners, -1, axis=2)
+        middles = displaced(corners + down + np.roll(corners + down, -1, axis=2))
+        heights[:, half::step, half::step] = middles
         heights[:, ::step, half::step] = displaced(corners + right + middles + np.roll(middles, 1, axis=1))
         heights[:, half::step, ::step] = displaced(corners + down + middles + np.roll(middles, 1, axis=2))
         step, amplitude = half, amplitude / decay
-    lowest = heights.min(axis=(1, 2), keepdims=True)
-    highest = heights.max(axis=(1, 2), keepdims=True)
-    corner: Images = (heights[:, :_SIDE, :_SIDE] - lowest) / (highest - lowest)
-    return corner
+    heights -= heights.min(axis=(1, 2), keepdims=True)
+    heights /= heights.max(axis=(1, 2), keepdims=True)
+    return heights[:, :_SIDE, :_SIDE]
 
 
 def _spatter(
-    images: Images,
-    random: np.random.Generator,
-    mean: float,
-    deviation: float,
-    size: float,
-    threshold: float,
-    softness: float,
+    images: Images, random: Generator, mean: float, deviation: float, size: float, threshold: float, softness: float
 ) -> Images:
     """Covers the digit with grey drops, where smoothed noise exceeds a threshold."""
-    from scipy.ndimage import gaussian_filter
-
     liquid = random.normal(mean, deviation, size=images.shape).astype(np.float32)
     liquid = gaussian_filter(liquid, size, mode="nearest", axes=(1, 2))
     drops = gaussian_filter((liquid > threshold).astype(np.float32), softness, mode="nearest", axes=(1, 2))
     drops[drops < 0.8] = 0
-    spattered: Images = images * (1 - drops) + np.float32(63 / 255) * drops
-    return spattered
+    return np.asarray(images * (1 - drops) + np.float32(63 / 255) * drops)
 
 
 def _segments(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> Images:
@@ -277,35 +255,30 @@ def _segments(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> Ima
         Images of the lines, [..., 28, 28].
     """
     pixel = np.arange(_SIDE)
-    left, right, top, bottom = (
-        values[..., None, None] for values in (x[..., :-1], x[..., 1:], y[..., :-1], y[..., 1:])
-    )
+    left, right, top, bottom = (ends[..., None, None] for ends in (x[..., :-1], x[..., 1:], y[..., :-1], y[..., 1:]))
     rows = top + (bottom - top) / (right - left) * (pixel - left)  # row of the line in each column
     distance = np.abs(pixel[:, None] - rows).clip(0, 2.3 - 1e-10)
     strength = (np.log(1 - distance / 2.3) + 1).clip(0, 1)
     inside = (pixel >= np.floor(left)) & (pixel < np.ceil(right))
-    lines: Images = (strength * inside).sum(axis=-3).astype(np.float32)
-    return lines
+    return np.asarray((strength * inside).sum(axis=-3), np.float32)
 
 
-def _dotted_line(images: Images, random: np.random.Generator, lines: int) -> Images:
+def _dotted_line(images: Images, random: Generator, lines: int) -> Images:
     """Draws dotted lines from the left to the right edge."""
     ends = random.integers(0, _SIDE - 1, size=(5, len(images), 2))[:lines]
     solid = _segments(np.broadcast_to([0.0, _SIDE - 1], ends.shape), ends.astype(float))
     dots = np.arange(_SIDE) // 2 % 2  # two columns off, two columns on
-    corrupted: Images = np.clip(images + solid.sum(axis=0) * dots, 0, 1)
-    return corrupted
+    return np.asarray(images + solid.sum(axis=0) * dots)
 
 
-def _zigzag(images: Images, random: np.random.Generator, lines: int) -> Images:
+def _zigzag(images: Images, random: Generator, lines: int) -> Images:
     """Draws zigzag lines from left to right."""
     start = random.integers(0, _SIDE - 1, size=(5, len(images)))[:lines]
     rise = random.integers(-5, 5, size=(5, len(images)))[:lines]
-    corrupted: Images = np.clip(images + _all_zigzags()[start, rise].sum(axis=0), 0, 1)
-    return corrupted
+    return np.asarray(images + _all_zigzags()[start, rise].sum(axis=0))
 
 
-@lru_cache(maxsize=1)
+@cache
 def _all_zigzags() -> Images:
     """Zigzag lines [27, 10, 28, 28] by first row (0 to 26) and rise (0 to 4, then -5 to -1)."""
     length, width, left, right = 2, 2, 2, 25
@@ -319,51 +292,42 @@ def _all_zigzags() -> Images:
         aside[-1] = aside[-2] / (2 * (distance - 2 * length * (distance // (2 * length))))
         x = left + along * np.cos(angle) - aside * np.sin(angle)
         y = along * np.sin(angle) + aside * np.cos(angle)
-        for start in range(_SIDE - 1):
-            lines[start, rise] = _segments(x, y + start)
+        lines[:, rise] = _segments(x, y + np.arange(_SIDE - 1)[:, None])
     return lines
 
 
-def _canny_edges(images: Images, random: np.random.Generator, sigma: float) -> Images:
+def _canny_edges(images: Images, random: Generator, sigma: float) -> Images:
     """Keeps only the edges (Canny 1986) of the digit blurred by `sigma` pixels."""
     from skimage.feature import canny
 
     return np.stack([canny(image, sigma) for image in images]).astype(np.float32)  # type: ignore[no-untyped-call]
 
 
-class _Corruption(NamedTuple):
-    apply: Callable[..., Images]
-    parameters: tuple[tuple[float, ...], ...]  # for severities 1 to 5
-    published: int  # severity of the public files
-
-
-_CORRUPTIONS = {
-    "shot_noise": _Corruption(_shot_noise, ((60,), (25,), (12,), (5,), (3,)), 5),
-    "impulse_noise": _Corruption(_impulse_noise, ((0.03,), (0.06,), (0.09,), (0.17,), (0.27,)), 4),
-    "glass_blur": _Corruption(_glass_blur, ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)), 1),
-    "motion_blur": _Corruption(_motion_blur, ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)), 1),
-    "shear": _Corruption(_shear, ((0.2,), (0.4,), (0.6,), (0.8,), (1.0,)), 2),
-    "scale": _Corruption(_scale, ((0.9,), (0.8,), (0.7,), (0.6,), (0.5,)), 3),
-    "rotate": _Corruption(_rotate, ((0.2,), (0.4,), (0.6,), (0.8,), (1.0,)), 2),
-    "brightness": _Corruption(_brightness, ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,)), 5),
-    "translate": _Corruption(_translate, ((1,), (2,), (3,), (4,), (5,)), 3),
-    "stripe": _Corruption(_stripe, ((3,), (5,), (7,), (8,), (9,)), 3),
-    "fog": _Corruption(_fog, ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)), 5),
-    "spatter": _Corruption(
-        _spatter,
-        (
-            (0.65, 0.3, 4, 0.69, 0.6),
-            (0.65, 0.3, 3, 0.68, 0.6),
-            (0.65, 0.3, 2, 0.68, 0.5),
-            (0.65, 0.3, 1, 0.65, 1.5),
-            (0.67, 0.4, 1, 0.65, 1.5),
-        ),
-        4,
-    ),
-    "dotted_line": _Corruption(_dotted_line, ((1,), (2,), (3,), (4,), (5,)), 1),
-    "zigzag": _Corruption(_zigzag, ((1,), (2,), (3,), (4,), (5,)), 1),
-    "canny_edges": _Corruption(_canny_edges, ((0.25,), (0.5,), (1.0,), (1.5,), (2.0,)), 3),
+_DROPS = (
+    (0.65, 0.3, 4, 0.69, 0.6),
+    (0.65, 0.3, 3, 0.68, 0.6),
+    (0.65, 0.3, 2, 0.68, 0.5),
+    (0.65, 0.3, 1, 0.65, 1.5),
+    (0.67, 0.4, 1, 0.65, 1.5),
+)
+# Function, parameters for severities 1 to 5, and severity of the public files, by name.
+_CORRUPTIONS: dict[str, tuple[Callable[..., Images], tuple[tuple[float, ...], ...], int]] = {
+    "shot_noise": (_shot_noise, ((60,), (25,), (12,), (5,), (3,)), 5),
+    "impulse_noise": (_impulse_noise, ((0.03,), (0.06,), (0.09,), (0.17,), (0.27,)), 4),
+    "glass_blur": (_glass_blur, ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)), 1),
+    "motion_blur": (_motion_blur, ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)), 1),
+    "shear": (_shear, ((0.2,), (0.4,), (0.6,), (0.8,), (1.0,)), 2),
+    "scale": (_scale, ((0.9,), (0.8,), (0.7,), (0.6,), (0.5,)), 3),
+    "rotate": (_rotate, ((0.2,), (0.4,), (0.6,), (0.8,), (1.0,)), 2),
+    "brightness": (_brightness, ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,)), 5),
+    "translate": (_translate, ((1,), (2,), (3,), (4,), (5,)), 3),
+    "stripe": (_stripe, ((3,), (5,), (7,), (8,), (9,)), 3),
+    "fog": (_fog, ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)), 5),
+    "spatter": (_spatter, _DROPS, 4),
+    "dotted_line": (_dotted_line, ((1,), (2,), (3,), (4,), (5,)), 1),
+    "zigzag": (_zigzag, ((1,), (2,), (3,), (4,), (5,)), 1),
+    "canny_edges": (_canny_edges, ((0.25,), (0.5,), (1.0,), (1.5,), (2.0,)), 3),
 }
 
 CORRUPTIONS: tuple[str, ...] = tuple(_CORRUPTIONS)
-PUBLISHED: Mapping[str, int] = MappingProxyType({name: each.published for name, each in _CORRUPTIONS.items()})
+PUBLISHED: Mapping[str, int] = {name: published for name, (*_, published) in _CORRUPTIONS.items()}

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,13 +78,11 @@ def _answers(urls: Iterable[str]) -> Iterator[tuple[str, str]]:
     for url in waiting:  # in daemon threads, because name look-ups ignore timeouts
         threading.Thread(target=ask, args=(url,), daemon=True).start()
     deadline = time.monotonic() + ANSWER_TIMEOUT
-    while waiting:
-        try:
+    with suppress(queue.Empty):
+        while waiting:
             url, failure = answers.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            break
-        waiting.remove(url)
-        yield url, failure
+            waiting.remove(url)
+            yield url, failure
     yield from ((url, f"no answer within {ANSWER_TIMEOUT:g} s") for url in waiting)
 
 

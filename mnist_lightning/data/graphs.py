@@ -1,34 +1,21 @@
 """Batches of superpixel graphs of MNIST-like images."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import Dataset
 
 from mnist_lightning.data.augment import PositionAugmentation
-from mnist_lightning.data.images import MNISTDataModule, mixed_seed
+from mnist_lightning.data.images import ImageBatches, MNISTDataModule, RawBatch
 from mnist_lightning.data.public_superpixels import PUBLIC, read_public
 from mnist_lightning.data.sources import data_root
 from mnist_lightning.data.superpixels import SuperpixelGraphs, read_graphs, stored_graphs
 
 if TYPE_CHECKING:  # PyG is slow to import; image models don't need it
     from torch_geometric.data import Batch
-
-
-class RawGraphs(NamedTuple):
-    """Batch as the DataLoader returns it, before `on_after_batch_transfer`.
-
-    Attributes:
-        batch: Graphs without augmentation.
-        noise: Random numbers for the augmentation, or None for a batch without augmentation.
-    """
-
-    batch: "Batch"
-    noise: tuple[Tensor, Tensor] | None
 
 
 def batch_of(graphs: SuperpixelGraphs, rows: Tensor, labels: Tensor) -> "Batch":
@@ -73,35 +60,28 @@ def batch_of(graphs: SuperpixelGraphs, rows: Tensor, labels: Tensor) -> "Batch":
     return batch
 
 
-class GraphBatches(Dataset[RawGraphs]):
+class GraphBatches(ImageBatches):
     """Split that returns whole batches of graphs.
 
     Args:
         graphs: All graphs of the source.
         rows: int64 [N], indices of the graphs in this split.
-        labels: int64 [N].
-        augment: Augmentation to draw random numbers for, or None.
-        seed: Seed of these random numbers, together with `epoch` and the first index of the batch.
+        *split: Arguments of `ImageBatches`.
     """
 
-    def __init__(
-        self, graphs: SuperpixelGraphs, rows: Tensor, labels: Tensor, augment: PositionAugmentation | None, seed: int
-    ) -> None:
-        self.graphs, self.rows, self.labels, self.augment, self.seed = graphs, rows, labels, augment, seed
-        self.epoch = 0
+    augment: PositionAugmentation | None  # type: ignore[assignment]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __init__(self, graphs: SuperpixelGraphs, rows: Tensor, *split: Any) -> None:
+        super().__init__(*split)
+        self.graphs, self.rows = graphs, rows
 
-    def __getitems__(self, indices: list[int]) -> RawGraphs:
+    def __getitems__(self, indices: list[int]) -> RawBatch:
         """Returns the batch with these indices."""
         index = torch.tensor(indices)
         batch = batch_of(self.graphs, self.rows[index], self.labels[index])
-        noise = None
-        if self.augment is not None:
-            generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch, indices[0]))
-            noise = self.augment.draw(len(indices), len(batch.x), generator)
-        return RawGraphs(batch, noise)
+        sizes = len(indices), len(batch.x)
+        noise = None if self.augment is None else self.augment.draw(*sizes, self.generator(indices))
+        return RawBatch(batch, noise)
 
 
 class MNISTSuperpixelsDataModule(MNISTDataModule):
@@ -148,26 +128,14 @@ class MNISTSuperpixelsDataModule(MNISTDataModule):
         if not hasattr(self, "graphs"):
             self.graphs = self._open(build=False)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augments the node positions of training batches, on the device of the batch.
-
-        Args:
-            batch: A `RawGraphs`. Anything else is returned unchanged.
-            dataloader_idx: Unused.
-
-        Returns:
-            A PyG `Batch`.
-        """
-        if not isinstance(batch, RawGraphs):
-            return batch
-        graphs, noise = batch
-        if noise is not None and self.augment is not None:
-            graphs.x, graphs.pos = self.augment(graphs.x, graphs.pos, graphs.batch, noise)
-        return graphs
+    def _augmented(self, batch: Any, noise: Any) -> Any:
+        if self.augment is not None and noise is not None:
+            batch.x, batch.pos = self.augment(batch.x, batch.pos, batch.batch, noise)
+        return batch
 
     def _dataset(self, split: str, augmented: bool) -> GraphBatches:
-        labels = self._splits[split][1]
-        return GraphBatches(self.graphs, self._rows[split], labels, self.augment if augmented else None, self.seed)
+        augment = self.augment if augmented else None
+        return GraphBatches(self.graphs, self._rows[split], *self._splits[split], augment, self.seed)
 
     def _fetch(self, source: str) -> None:
         if source == PUBLIC:

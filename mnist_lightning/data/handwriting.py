@@ -4,7 +4,6 @@ Scaling and centring follow LeCun et al. 1998 ("Gradient-based learning applied 
 III.A). The paper does not cover the earlier steps, which separate the ink from paper, light and background.
 """
 
-from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -93,8 +92,8 @@ def digit_of(picture: Image.Image, name: str = "the picture") -> Tensor:
         return torch.from_numpy((255 * grey).round().astype(np.uint8))
     for subtract_paper in (_subtract_light, _subtract_border):
         ink = subtract_paper(grey)
-        if (mask := _digit_mask(ink)) is not None:
-            return torch.from_numpy(_centred(_scaled(ink, mask)))
+        if (mask := _digit_mask(ink)) is not None and (digit := _scaled(ink, mask)) is not None:
+            return torch.from_numpy(_centred(digit))
     raise InputError(f"{name} is blank: no pixels stand out from the background")
 
 
@@ -108,8 +107,7 @@ def _grey(picture: Image.Image) -> Pixels:
     picture = picture.convert("RGBA" if transparent else "L")
     factor = max(picture.size) / WORKING_SIDE
     if factor > 1:
-        size = (max(1, round(picture.width / factor)), max(1, round(picture.height / factor)))
-        picture = picture.resize(size, Image.Resampling.BOX)
+        picture = picture.resize([max(1, round(side / factor)) for side in picture.size], Image.Resampling.BOX)
     if transparent:
         alpha = np.asarray(picture)[..., 3].astype(np.float32) / 255
         colour = np.asarray(picture.convert("RGB").convert("L")).astype(np.float32)
@@ -120,10 +118,10 @@ def _grey(picture: Image.Image) -> Pixels:
 
 def _is_mnist_format(grey: Pixels) -> bool:
     """Whether a picture is 28x28 on black, 18 to 22 pixels long, and centred by mass within 1.5 pixels."""
-    if grey.shape != (28, 28) or not 0.01 < grey.mean() < 0.5:
+    if grey.shape != (28, 28) or not 0.01 < grey.mean() < 0.5 or grey.max() <= 0.02:
         return False
     offset = max(abs(np.array(ndimage.center_of_mass(grey)) - 14))
-    return bool(18 <= _length(_bounding_box(grey > 0.02)) <= 22 and offset <= 1.5)
+    return bool(18 <= _length(grey > 0.02) <= 22 and offset <= 1.5)
 
 
 def _subtract_light(grey: Pixels) -> Pixels:
@@ -159,8 +157,7 @@ def _subtract_border(grey: Pixels) -> Pixels:
     """Like `_subtract_light`, for pictures so full of ink that only the border shows paper."""
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     residual = grey - np.median(border)
-    ink: Pixels = residual * np.sign(residual.mean())
-    return ink
+    return np.asarray(residual * np.sign(residual.mean()))
 
 
 def _polynomials(height: int, width: int) -> Pixels:
@@ -193,52 +190,45 @@ def _digit_mask(ink: Pixels) -> NDArray[np.bool_] | None:
     masks: list[tuple[float, NDArray[np.bool_]]] = []
     # Low thresholds keep faint strokes but can join the digit to tables, shadows and ruled lines at the edge.
     for level in (0.2, 0.3, 0.45, 0.6):
-        parts, count = ndimage.label(smooth > max(level * peak, 4 * noise), np.ones((3, 3)))
-        boxes = ndimage.find_objects(parts)
-        mass = np.bincount(parts.ravel(), weights=smooth.ravel())[1:].astype(np.float64)
-        cut_off = [_touches_edge(box, ink.shape) for box in boxes]
-        shortest = side / 10 if any(cut_off) else 0  # if the digit fills the picture, ignore specks inside it
-        inside = [i for i in range(count) if not cut_off[i] and _length(boxes[i]) >= shortest]
-        candidates = inside or range(count)
-        largest = max(candidates, key=lambda i: mass[i])
-        masks.append((mass[largest] if inside else 0.0, _near(largest, candidates, boxes, mass)[parts]))
+        parts, _ = ndimage.label(smooth > max(level * peak, 4 * noise), np.ones((3, 3)))
+        mass = np.bincount(parts.ravel(), smooth.ravel())[1:]
+        boxes = np.array([[(axis.start, axis.stop) for axis in box] for box in ndimage.find_objects(parts)])
+        start, stop = boxes[..., 0], boxes[..., 1]  # [parts, 2]
+        length = (stop - start).max(axis=1)
+        cut_off = ((start == 0) | (stop == ink.shape)).any(axis=1)
+        shortest = side / 10 if cut_off.any() else 0  # if the digit fills the picture, ignore specks inside it
+        inside = ~cut_off & (length >= shortest)
+        candidates = inside if inside.any() else np.ones_like(inside)
+        largest = (mass * candidates).argmax()
+        gaps = np.maximum(start - stop[largest], start[largest] - stop).max(axis=1)
+        # Parts near the largest belong to the digit, such as the roof of a 5, unless they are specks.
+        digit = candidates & (mass > 0.03 * mass[largest]) & (gaps < 0.4 * length[largest])
+        masks.append((mass[largest] if inside.any() else 0, np.append(False, digit)[parts]))
     return max(masks, key=lambda pair: pair[0])[1]
 
 
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    return tuple(ndimage.find_objects(mask.astype(np.int8))[0])
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First (row, column) of the pixels in a mask, and one past the last (row, column)."""
+    positions = np.argwhere(mask)
+    return positions.min(axis=0), positions.max(axis=0) + 1
 
 
-def _length(box: tuple[slice, ...]) -> int:
-    return max(int(part.stop) - int(part.start) for part in box)
+def _length(mask: NDArray[np.bool_]) -> int:
+    return int(np.ptp(np.argwhere(mask), axis=0).max()) + 1
 
 
-def _touches_edge(box: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
-    return any(part.start == 0 or part.stop == size for part, size in zip(box, shape, strict=True))
+def _scaled(ink: Pixels, mask: NDArray[np.bool_]) -> Pixels | None:
+    """Scales the digit to 20 pixels and its strokes to MNIST's thickness and intensity.
 
-
-def _near(
-    largest: int, candidates: Iterable[int], boxes: Sequence[tuple[slice, ...]], mass: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """Selects, by label, the largest part and all parts near it except specks, such as the roof of a 5."""
-    reach = 0.4 * _length(boxes[largest])
-    near = np.zeros(len(boxes) + 1, dtype=bool)
-    for i in candidates:
-        gaps = [max(a.start - b.stop, b.start - a.stop) for a, b in zip(boxes[i], boxes[largest], strict=True)]
-        near[i + 1] = mass[i] > 0.03 * mass[largest] and max(gaps) < reach
-    return near
-
-
-def _scaled(ink: Pixels, mask: NDArray[np.bool_]) -> Pixels:
-    """Scales the digit to 20 pixels and its strokes to MNIST's thickness and intensity: float32 [H, W] in [0, 1]."""
-    crop = tuple(
-        slice(max(0, part.start - margin), part.stop + margin)
-        for part in _bounding_box(mask)
-        for margin in [2 + (part.stop - part.start) // 8]
-    )
+    Returns:
+        Digit, float32 [H, W] in [0, 1], or None if nothing is left of it.
+    """
+    start, stop = _bounding_box(mask)
+    margin = 2 + (stop - start) // 8
+    crop = tuple(map(slice, (start - margin).clip(0), stop + margin))
     noise, ink, mask = _noise_level(ink), ink[crop], mask[crop]
     core = mask & (ink > 0.4 * np.quantile(ink[mask], 0.95))
-    pixel = _length(_bounding_box(core)) / 20  # size of an output pixel in pixels of the picture
+    pixel = _length(core) / 20  # size of an output pixel in pixels of the picture
     level = float(np.quantile(ink[core], 0.75))
     # Edges are soft: pixels near the core belong to the digit in proportion to their ink.
     near = mask | ndimage.binary_dilation(core, iterations=max(1, round(0.7 * pixel)))
@@ -249,11 +239,11 @@ def _scaled(ink: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     elif thickness > 6:
         soft = 1 - _dilated(1 - soft, (thickness - 5) / 2 * pixel)
     threshold = np.clip(2.5 * noise / level, 0.2, 0.5)  # fainter pixels may be noise
-    rows, columns = box = _bounding_box(soft > threshold)
-    width, height = (max(1, round(20 * (part.stop - part.start) / _length(box))) for part in (columns, rows))
-    small = Image.fromarray(soft.astype(np.float32)).resize(
-        (width, height), Image.Resampling.BICUBIC, box=(columns.start, rows.start, columns.stop, rows.stop)
-    )
+    if not (visible := soft > threshold).any():
+        return None
+    (top, left), (bottom, right) = _bounding_box(visible)
+    height, width = (max(1, round(20 * side / _length(visible))) for side in (bottom - top, right - left))
+    small = Image.fromarray(soft).resize((width, height), Image.Resampling.BICUBIC, (left, top, right, bottom))
     return np.asarray(small).clip(0, 1)
 
 
@@ -261,15 +251,14 @@ def _dilated(soft: Pixels, radius: float) -> Pixels:
     """Replaces each pixel by the maximum within `radius` pixels."""
     reach = max(1, round(radius))
     y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
-    dilated: Pixels = ndimage.grey_dilation(np.pad(soft, reach), footprint=x * x + y * y <= reach * reach + 1)
-    return dilated[reach:-reach, reach:-reach]
+    disk = x * x + y * y <= reach * reach + 1
+    return np.asarray(ndimage.grey_dilation(soft, footprint=disk, mode="constant"))
 
 
 def _centred(small: Pixels) -> NDArray[np.uint8]:
     """Pastes the digit on 28x28 with its centre of mass at (14, 14), as in MNIST, to the nearest pixel."""
-    row, column = ndimage.center_of_mass(small)
     canvas = np.zeros((28, 28), np.uint8)
-    top = int(np.clip(round(14 - row), 0, 28 - small.shape[0]))
-    left = int(np.clip(round(14 - column), 0, 28 - small.shape[1]))
+    centre = ndimage.center_of_mass(small)
+    top, left = (int(np.clip(round(14 - at), 0, 28 - size)) for at, size in zip(centre, small.shape, strict=True))
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = (255 * small).round()
     return canvas

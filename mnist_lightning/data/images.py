@@ -21,14 +21,12 @@ class RawBatch(NamedTuple):
     """Batch as the DataLoader returns it, before `on_after_batch_transfer`.
 
     Attributes:
-        images: uint8 [B, 28, 28].
-        labels: int64 [B].
+        batch: Images, uint8 [B, 28, 28], and labels, int64 [B], or graphs as a PyG `Batch`.
         noise: Random numbers for the augmentation, or None for a batch without augmentation.
     """
 
-    images: Tensor
-    labels: Tensor
-    noise: Tensor | None
+    batch: Any
+    noise: Tensor | tuple[Tensor, Tensor] | None
 
 
 def mixed_seed(*parts: int) -> int:
@@ -64,12 +62,14 @@ class ImageBatches(Dataset[RawBatch]):
 
     def __getitems__(self, indices: list[int]) -> RawBatch:
         """Returns the batch with these indices."""
-        noise = None
-        if self.augment is not None:
-            seed = mixed_seed(self.seed, self.epoch, indices[0])
-            noise = self.augment.draw(len(indices), torch.Generator().manual_seed(seed))
         index = torch.tensor(indices)
-        return RawBatch(self.images.index_select(0, index), self.labels.index_select(0, index), noise)
+        batch = self.images.index_select(0, index), self.labels.index_select(0, index)
+        noise = None if self.augment is None else self.augment.draw(len(indices), self.generator(indices))
+        return RawBatch(batch, noise)
+
+    def generator(self, indices: list[int]) -> torch.Generator:
+        """Returns the seeded generator for the augmentation of the batch with these indices."""
+        return torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch, indices[0]))
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -161,9 +161,7 @@ class MNISTDataModule(LightningDataModule):
             if self.fallback is None:
                 raise
             self._fetch(self.fallback)
-            rank_zero_warn(
-                f"TRAINING ON `{self.fallback}`, NOT ON `{self.source}`. {unavailable}", category=UserWarning
-            )
+            rank_zero_warn(f"TRAINING ON `{self.fallback}`, NOT ON `{self.source}`. {unavailable}")
 
     def setup(self, stage: str) -> None:
         """Reads the splits, in every process. Switches to `fallback` if the source is missing."""
@@ -192,9 +190,8 @@ class MNISTDataModule(LightningDataModule):
         count = len(labels)
         size = round(count * self.val_size) if isinstance(self.val_size, float) else self.val_size
         if not 0 < size < count:
-            raise InputError(
-                f"val_size must select 1 to {count - 1:,} training images of {self.source}, got {self.val_size}"
-            )
+            accepted = f"1 to {count - 1:,} training images of {self.source}"
+            raise InputError(f"val_size must select {accepted}, got {self.val_size}")
         if not self.stratify:
             return torch.arange(count - size), torch.arange(count - size, count)
         from sklearn.model_selection import train_test_split
@@ -232,13 +229,15 @@ class MNISTDataModule(LightningDataModule):
             dataloader_idx: Unused.
 
         Returns:
-            `(images, labels)`: float [B, 1, 28, 28] and int64 [B].
+            `(images, labels)`: float [B, 1, 28, 28] and int64 [B]. `MNISTSuperpixelsDataModule` returns a PyG `Batch`.
         """
-        if not isinstance(batch, RawBatch):
-            return batch
-        images, labels, noise = batch
+        return self._augmented(*batch) if isinstance(batch, RawBatch) else batch
+
+    def _augmented(self, batch: Any, noise: Any) -> Any:
+        """Prepares the content of a `RawBatch` for the model."""
+        images, labels = batch
         images = images.unsqueeze(1).float().div_(255)
-        if noise is not None and self.augment is not None:
+        if self.augment is not None and noise is not None:
             images = self.augment(images, noise)
         return images, labels
 
@@ -256,9 +255,7 @@ class MNISTDataModule(LightningDataModule):
         """Test batches, in order and sharded across processes without repeated images."""
         return self._evaluation_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Test batches, as in `test_dataloader`."""
-        return self._evaluation_loader("test")
+    predict_dataloader = test_dataloader
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         dataset = self._dataset(split, augmented=False)
@@ -267,7 +264,7 @@ class MNISTDataModule(LightningDataModule):
         return self._loader(dataset, sampler, self._evaluation_batch_size)
 
     def _dataset(self, split: str, augmented: bool) -> Any:
-        """Dataset of a split. Subclasses with other batches override this and `on_after_batch_transfer`."""
+        """Dataset of a split. Subclasses with other batches override this and `_augmented`."""
         return ImageBatches(*self._splits[split], self.augment if augmented else None, self.seed)
 
     def _shard(self) -> tuple[int, int]:

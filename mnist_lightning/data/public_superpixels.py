@@ -91,11 +91,5 @@ def _convert_chunk(graphs: list[dict[str, Tensor]]) -> SuperpixelGraphs:
     edges = [graph["edge_index"][:, graph["edge_index"][1].argsort(stable=True)] for graph in graphs]
     edge_counts = torch.tensor([edge.shape[1] for edge in edges])
     node_ptr, edge_ptr = (pad(sizes.cumsum(0), (1, 0)) for sizes in (counts, edge_counts))
-    return SuperpixelGraphs(
-        x=torch.stack([intensities, sizes], dim=1),
-        pos=torch.cat(pos),
-        edges=torch.cat(edges, dim=1).to(torch.uint8),
-        node_ptr=node_ptr,
-        edge_ptr=edge_ptr,
-        segments=segments,
-    )
+    x = torch.stack([intensities, sizes], dim=1)
+    return SuperpixelGraphs(x, torch.cat(pos), torch.cat(edges, dim=1).to(torch.uint8), node_ptr, edge_ptr, segments)

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +30,8 @@ class _Archive(NamedTuple):
 
     dataset: str  # torchvision's class, and its folder under the root
     files: tuple[str, ...]  # training images, training labels, test images, test labels
-    checksums: Mapping[str, str] = MappingProxyType({})  # MD5 by file; if empty, the file MD5SUMS applies
-    options: Mapping[str, str] = MappingProxyType({})  # extra arguments of torchvision's class
+    checksums: Mapping[str, str] = {}  # MD5 by file; if empty, the file MD5SUMS applies
+    options: Mapping[str, str] = {}  # extra arguments of torchvision's class
     transposed: bool = False  # images are stored column by column
     test_size: int | None = None  # number of leading test images to use; None for all
 

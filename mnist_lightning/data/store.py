@@ -30,8 +30,9 @@ def stored(file: str, folders: Sequence[Path], build: Callable[[], dict[str, Ten
     for folder in folders:
         path = folder / file
         if path.is_file():
-            if build is None or _is_readable(path):
-                return path
+            with contextlib.suppress(OSError):
+                if build is None or is_intact(path):
+                    return path
             warnings.warn(f"{path} is damaged and will be rebuilt", stacklevel=2)
     if build is None:
         raise InputError(f"there is no {file} in {' or '.join(map(str, folders))}: call prepare_data first")
@@ -47,16 +48,9 @@ def mapped(path: Path) -> dict[str, Tensor]:
         InputError: If the file is missing or damaged.
     """
     try:
-        columns: dict[str, Tensor] = torch.load(path, mmap=True, weights_only=True)
+        return dict(torch.load(path, mmap=True, weights_only=True))
     except Exception as error:  # a damaged file can raise anything
         raise InputError(f"cannot read {path}: {one_line(error)}") from error
-    return columns
-
-
-def _is_readable(path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return is_intact(path)
-    return False
 
 
 def _writable(folders: Sequence[Path]) -> Path:

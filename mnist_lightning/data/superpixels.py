@@ -52,14 +52,8 @@ def segment(image: NDArray[np.uint8], nodes: int = NODES) -> NDArray[np.uint8]:
     from skimage.segmentation import slic
 
     intensities = image / 255
-    segments = slic(
-        intensities,
-        n_segments=nodes,
-        compactness=_COMPACTNESS,
-        max_num_iter=5,  # more iterations take twice the time without a visible difference
-        channel_axis=None,
-        start_label=0,
-    )
+    # More than 5 iterations take twice the time without a visible difference.
+    segments = slic(intensities, nodes, _COMPACTNESS, max_num_iter=5, channel_axis=None, start_label=0)
     while segments.max() >= nodes:
         segments = _merged(segments, intensities, nodes)
     return np.asarray(segments, np.uint8)
@@ -162,10 +156,8 @@ def superpixel_graphs(images: Tensor, nodes: int = NODES, neighbors: int = NEIGH
     counts = flat.amax(dim=1) + 1
     if counts.min() <= neighbors:
         graph = int(counts.argmin())
-        raise InputError(
-            f"image {graph} must have more than {neighbors} superpixels to give each {neighbors} neighbours, "
-            f"got {counts[graph]}; increase nodes or decrease neighbors"
-        )
+        needed = f"more than {neighbors} superpixels to give each {neighbors} neighbours, got {counts[graph]}"
+        raise InputError(f"image {graph} must have {needed}; increase nodes or decrease neighbors")
     most = int(counts.max())
     row, column = ((torch.arange(side**2) // side + 0.5) / side, (torch.arange(side**2) % side + 0.5) / side)
     values = torch.stack([torch.ones(side**2), row, column]).expand(len(images), 3, -1)

@@ -1,6 +1,6 @@
 """Out-of-distribution images: 28x28 images without a digit, to test whether a model can tell them from digits."""
 
-from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from mnist_lightning.data.sources import read
 from mnist_lightning.errors import InputError, SourceUnavailableError, suggestion
 
 COUNT = 2_000  # maximum number of images in a set
+_MADE = ("noise", "blank", "letters", "rotated")  # sets that need no files
 STORED = ("fashion_mnist", "kmnist")  # sources that may be on disk
 
 # A rotated 0 or 8 is still a digit, a rotated 1 resembles a slanted 1, and 6 and 9 resemble each other.
@@ -57,17 +58,28 @@ def unknown_images(name: str, digits: Tensor, labels: Tensor, seed: int = 0, roo
         >>> unknown_images("rotated", digits, labels).shape
         torch.Size([182, 28, 28])
     """
+    if name not in (names := (*_MADE, *STORED)):
+        known = f"{', '.join(names)}{suggestion(name, names)}"
+        raise InputError(f"unknown out-of-distribution set {name!r}, expected one of {known}")
     generator = torch.Generator().manual_seed(mixed_seed(seed))
+    if name == "noise":
+        return torch.randint(256, (COUNT, 28, 28), dtype=torch.uint8, generator=generator)
+    if name == "blank":
+        deviation = 1 + 19 * torch.rand(COUNT, 1, 1, generator=generator)
+        noise = deviation * torch.randn(COUNT, 28, 28, generator=generator)
+        return noise.round().clamp(0, 255).to(torch.uint8)
+    if name == "letters":
+        printed = _printed()
+        letters = printed[torch.randint(len(printed), (COUNT,), generator=generator)].unsqueeze(1).float()
+        augment = Augmentation(rotate=8, scale=0.1, shear=0.15, shift=0.04)
+        augmented = augment(letters, augment.draw(COUNT, generator))
+        return augmented.squeeze(1).round().clamp(0, 255).to(torch.uint8)
     if name == "rotated":
         rotatable = torch.isin(labels, torch.tensor(_ROTATABLE))
-        return _sample(digits[rotatable], generator).rot90(1, (1, 2)).contiguous()
-    if name in STORED:
-        return _sample(read(name, root, train=False)[0], generator)
-    if name not in _SYNTHETIC:
-        names = (*_SYNTHETIC, "rotated", *STORED)
-        known = f"expected one of {', '.join(names)}{suggestion(name, names)}"
-        raise InputError(f"unknown out-of-distribution set {name!r}, {known}")
-    return _SYNTHETIC[name](generator)
+        images = digits[rotatable].rot90(1, (1, 2)).contiguous()
+    else:
+        images = read(name, root, train=False)[0]
+    return images[torch.randperm(len(images), generator=generator)[:COUNT].sort().values]
 
 
 def available_unknowns(root: str | None = None) -> list[str]:
@@ -79,37 +91,12 @@ def available_unknowns(root: str | None = None) -> list[str]:
     Raises:
         InputError: If a set on disk is damaged.
     """
-    return [*_SYNTHETIC, "rotated", *(name for name in STORED if _on_disk(name, root))]
-
-
-def _on_disk(source: str, root: str | None) -> bool:
-    try:
-        read(source, root, train=False)
-    except SourceUnavailableError:
-        return False
-    return True
-
-
-def _sample(images: Tensor, generator: torch.Generator) -> Tensor:
-    return images[torch.randperm(len(images), generator=generator)[:COUNT].sort().values]
-
-
-def _noise(generator: torch.Generator) -> Tensor:
-    return torch.randint(256, (COUNT, 28, 28), dtype=torch.uint8, generator=generator)
-
-
-def _blank(generator: torch.Generator) -> Tensor:
-    deviation = 1 + 19 * torch.rand(COUNT, 1, 1, generator=generator)
-    noise = deviation * torch.randn(COUNT, 28, 28, generator=generator)
-    return noise.round().clamp(0, 255).to(torch.uint8)
-
-
-def _letters(generator: torch.Generator) -> Tensor:
-    printed = _printed()
-    letters = printed[torch.randint(len(printed), (COUNT,), generator=generator)]
-    augment = Augmentation(rotate=8, scale=0.1, shear=0.15, shift=0.04)
-    augmented = augment(letters.unsqueeze(1).float(), augment.draw(COUNT, generator))
-    return augmented.squeeze(1).round().clamp(0, 255).to(torch.uint8)
+    names = list(_MADE)
+    for name in STORED:
+        with suppress(SourceUnavailableError):
+            read(name, root, train=False)
+            names.append(name)
+    return names
 
 
 @cache  # rendering takes half a second
@@ -126,6 +113,3 @@ def _printed() -> Tensor:
             ImageDraw.Draw(paper).text((60, 60), letter, "black", font, anchor="mm")
             letters.append(digit_of(paper))
     return torch.stack(letters)
-
-
-_SYNTHETIC: Mapping[str, Callable[[torch.Generator], Tensor]] = {"noise": _noise, "blank": _blank, "letters": _letters}

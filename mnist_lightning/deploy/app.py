@@ -1,16 +1,16 @@
 """`mnist-lightning app`: draw a digit or show a photo of one, and see the models' answers and the evidence for them."""
 
-import binascii
 import socket
 import time
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from importlib.util import find_spec
 from io import BytesIO
 from itertools import takewhile
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mnist_lightning.deploy.classify import remark
 from mnist_lightning.errors import InputError, one_line
@@ -19,6 +19,9 @@ from mnist_lightning.runs.run import Run
 
 if TYPE_CHECKING:  # `app --help` answers before these are imported
     import gradio
+    from starlette.middleware.base import RequestResponseEndpoint
+    from starlette.requests import Request
+    from starlette.responses import Response
     from torch import Tensor
 
     from mnist_lightning.classifier import Classifier
@@ -27,26 +30,7 @@ MAX_REQUEST = 10 * 2**20  # bytes; the page shrinks photos well below that
 _TEMPLATES = Path(__file__).with_name("templates")
 _ANSWERS = "deploy/templates/answers.html"
 _ENDPOINT = "/gradio_api/component_server/"
-_POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"  # Gradio compiles its templates
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One model's answer to a digit.
-
-    Attributes:
-        name: Name of the model.
-        probabilities: Probabilities of the classes, float [10].
-        milliseconds: Duration of the classification.
-        remark: Doubt about the answer, empty for none.
-        explanation: Figure of the evidence for the answer. None for a model that cannot be explained.
-    """
-
-    name: str
-    probabilities: "Tensor"
-    milliseconds: float
-    remark: str
-    explanation: Picture | None
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"  # Gradio compiles its templates
 
 
 def serve(*checkpoints: str, port: int = 7860, host: str = "127.0.0.1") -> None:
@@ -62,7 +46,8 @@ def serve(*checkpoints: str, port: int = 7860, host: str = "127.0.0.1") -> None:
     Raises:
         InputError: If a checkpoint cannot be loaded, the port is in use, or Gradio is not installed.
     """
-    _check_gradio()
+    if find_spec("gradio") is None:
+        raise InputError("the app needs Gradio, which is not installed: pip install 'mnist-lightning[app]'")
     if not checkpoints:
         raise InputError("no checkpoint is given; use app RUN_FOLDER...")
     _check_address(host, port)
@@ -90,12 +75,14 @@ def start(models: "Mapping[str, Classifier]", port: int = 7860, host: str = "127
         The app. Its `close()` stops the server.
 
     Raises:
-        InputError: If the port is in use, or Gradio is not installed.
+        InputError: If the port is in use.
     """
     app = build(models)
     from gradio.themes import Base
     from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
 
+    gate = Middleware(BaseHTTPMiddleware, dispatch=_gate)
     try:
         app.launch(
             server_name=host,
@@ -111,7 +98,7 @@ def start(models: "Mapping[str, Classifier]", port: int = 7860, host: str = "127
             footer_links=[],
             state_session_capacity=100,
             theme=Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            app_kwargs={"middleware": [Middleware(_Gate)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+            app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None, "openapi_url": None},
         )
     except OSError as error:
         raise InputError(f"cannot listen on {host}, port {port}: {one_line(error)}") from error
@@ -123,11 +110,7 @@ def build(models: "Mapping[str, Classifier]") -> "gradio.Blocks":
 
     Args:
         models: Models by name, in evaluation mode.
-
-    Raises:
-        InputError: If Gradio is not installed.
     """
-    _check_gradio()
     import gradio as gr
     import torch
 
@@ -142,13 +125,12 @@ def build(models: "Mapping[str, Classifier]") -> "gradio.Blocks":
             digit = digit_of(open_picture(_content(value), "the picture"), "the picture")
             milliseconds = 1000 * (time.perf_counter() - began)
             with lock:
-                return answers_html(digit, milliseconds, _answers(models, digit))
+                return answers_html(models, digit, milliseconds)
         except InputError as error:
             return render(_ANSWERS, problem=str(error))
 
-    one = torch.zeros(28, 28, dtype=torch.uint8)
-    one[4:24, 12:16] = 255
-    answers_html(one, 0, _answers(models, one))  # warm-up: the first request must not wait for imports
+    diagonal = 255 * torch.eye(28, dtype=torch.uint8)
+    answers_html(models, diagonal, 0)  # warm-up: the first request must not wait for imports
     html, css, js = ((_TEMPLATES / f"app.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     app = gr.Blocks(title="Which digit is it?", analytics_enabled=False)
     with app:
@@ -182,31 +164,27 @@ def _common_length(sequences: Sequence[Sequence[str]]) -> int:
     return sum(1 for _ in takewhile(lambda items: len(set(items)) == 1, zip(*sequences, strict=False)))
 
 
-def _answers(models: "Mapping[str, Classifier]", digit: "Tensor") -> list[Answer]:
+def answers_html(models: "Mapping[str, Classifier]", digit: "Tensor", milliseconds: float) -> str:
+    """Classifies a digit, and renders the models' answers side by side with the evidence for each.
+
+    Args:
+        models: Models by name, in evaluation mode.
+        digit: Digit in MNIST format, uint8 [28, 28].
+        milliseconds: Duration of the conversion to MNIST format.
+    """
+    from PIL import Image
+
     answers = []
     for name, model in models.items():
         began = time.perf_counter()
         probabilities = model.classify(digit[None])[0].softmax(dim=0)
-        milliseconds = 1000 * (time.perf_counter() - began)
+        duration = 1000 * (time.perf_counter() - began)
         explanation = _explanation(model, digit, int(probabilities.argmax()))
-        answers.append(Answer(name, probabilities, milliseconds, remark(digit, probabilities), explanation))
-    return answers
-
-
-def answers_html(digit: "Tensor", milliseconds: float, answers: Sequence[Answer]) -> str:
-    """Renders the models' answers side by side, and the digit that was classified.
-
-    Args:
-        digit: Digit in MNIST format, uint8 [28, 28].
-        milliseconds: Duration of the conversion to MNIST format.
-        answers: One answer per model.
-    """
-    from PIL import Image
-
+        answers.append((name, probabilities.tolist(), remark(digit, probabilities), explanation, duration))
     content = BytesIO()
     Image.fromarray(digit.numpy()).save(content, "png")
     shown = Picture(content.getvalue(), "The digit in 28 x 28 pixels")
-    return render(_ANSWERS, digit=shown, milliseconds=milliseconds, answers=answers)
+    return render(_ANSWERS, answers=answers, digit=shown, milliseconds=milliseconds)
 
 
 def _explanation(model: "Classifier", digit: "Tensor", predicted: int) -> Picture | None:
@@ -220,16 +198,12 @@ def _explanation(model: "Classifier", digit: "Tensor", predicted: int) -> Pictur
 
         caption = f"Edges: blue is evidence for {predicted}, orange against it"
         return _figure(caption, draw_graph, connectivity(model, digit))
-    for method, caption in (
-        (grad_cam, f"Grad-CAM: blue is evidence for {predicted}"),
-        # For models without convolutions.
-        (input_gradients, f"Input gradients: blue is evidence for {predicted}, orange against it"),
-    ):
-        try:
-            values = method(model, digit[None])[0]
-        except InputError:
-            continue
-        return _figure(caption, draw_map, digit, values)
+    evidence = f"blue is evidence for {predicted}"
+    # Models without convolutions have no Grad-CAM; models of other data than images have no map.
+    captions = {grad_cam: f"Grad-CAM: {evidence}", input_gradients: f"Input gradients: {evidence}, orange against it"}
+    for method, caption in captions.items():
+        with suppress(InputError):
+            return _figure(caption, draw_map, digit, method(model, digit[None])[0])
     return None
 
 
@@ -239,7 +213,6 @@ def _figure(caption: str, draw: Callable[..., object], *arguments: object) -> Pi
     figure = Figure(figsize=(3, 3))
     axes = figure.add_axes((0, 0, 1, 1))
     draw(axes, *arguments)
-    axes.set(title="", xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return picture(figure, caption)
 
@@ -251,49 +224,27 @@ def _content(value: object) -> bytes:
     if kind.startswith("data:image/"):
         try:
             return b64decode(content, validate=True)
-        except binascii.Error:
+        except ValueError:
             text = "the request"
     raise InputError(f"{one_line(text, 60)} cannot be read as a picture; give a PNG, JPEG, WebP, GIF or BMP")
 
 
-class _Gate:
-    """Middleware that blocks all requests except the page's files and JSON to classify, of at most `MAX_REQUEST` bytes.
+async def _gate(request: "Request", call_next: "RequestResponseEndpoint") -> "Response":
+    """Blocks all requests except the page's files and JSON to classify, of at most `MAX_REQUEST` bytes."""
+    from starlette.responses import PlainTextResponse
 
-    Args:
-        app: The app behind it.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        from starlette.responses import PlainTextResponse
-
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        app = self.app
-        if scope["method"] not in ("GET", "HEAD"):
-            length = headers.get(b"content-length", b"")
-            if scope["path"] != _ENDPOINT or headers.get(b"content-type") != b"application/json":
-                app = PlainTextResponse("not found", 404)
-            elif not length.isdigit() or int(length) > MAX_REQUEST:  # chunked requests have no length
-                app = PlainTextResponse(f"a request must state its length, at most {MAX_REQUEST} bytes", 413)
-
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY)]
-            await send(message)
-
-        await app(scope, receive, send_with_policy)
-
-
-def _check_gradio() -> None:
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise InputError("the app needs Gradio, which is not installed: pip install 'mnist-lightning[app]'") from error
+    is_json = request.headers.get("content-type") == "application/json"
+    is_question = is_json and request.scope["path"] == _ENDPOINT
+    length = request.headers.get("content-length", "")  # chunked requests have none
+    is_small = length.isdecimal() and int(length) <= MAX_REQUEST
+    if request.method in ("GET", "HEAD") or (is_question and is_small):
+        response = await call_next(request)
+    elif is_question:
+        response = PlainTextResponse(f"a request must state its length, at most {MAX_REQUEST} bytes", 413)
+    else:
+        response = PlainTextResponse("not found", 404)
+    response.headers["content-security-policy"] = _POLICY
+    return response
 
 
 def _check_address(host: str, port: int) -> None:

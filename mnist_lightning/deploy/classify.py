@@ -74,20 +74,17 @@ class Answers:
             content = {name: value for name, value in asdict(self).items() if name != "json"}
             yield Text(dumps(content, indent=2), no_wrap=True, overflow="ignore")  # wrapped strings are not JSON
             return
-        several = len(self.models) > 1
-        header = ["file", "digit", "confidence", "runner-up", *(["votes"] if several else []), "remark"]
-        rows = [
-            [
-                answer.file,
-                answer.digit,
-                f"{100 * answer.confidence:.1f} %",
-                f"{answer.runner_up} ({100 * answer.runner_up_confidence:.1f} %)",
-                *([" ".join(map(str, answer.votes))] if several else []),
-                answer.remark,
-            ]
-            for answer in self.answers
-        ]
-        yield Table(f"Answers of {', '.join(self.models)}", header, rows)
+        columns = {
+            "file": [answer.file for answer in self.answers],
+            "digit": [answer.digit for answer in self.answers],
+            "confidence": [f"{100 * answer.confidence:.1f} %" for answer in self.answers],
+            "runner-up": [f"{answer.runner_up} ({100 * answer.runner_up_confidence:.1f} %)" for answer in self.answers],
+            "votes": [" ".join(map(str, answer.votes)) for answer in self.answers],
+            "remark": [answer.remark for answer in self.answers],
+        }
+        if len(self.models) == 1:
+            del columns["votes"]
+        yield Table(f"Answers of {', '.join(self.models)}", list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def classify(models: "Sequence[Classifier]", digits: "Tensor") -> "Tensor":
@@ -172,8 +169,8 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
         (first, second), (p, q) = likeliest.tolist(), confidence.tolist()
         answers.append(Answer(file, first, round(p, 4), second, round(q, 4), votes.tolist(), remark(digit, mean)))
     if path is not None and answers:
-        content = BytesIO()
         sheet = contact_sheet([thumbnail for *_, thumbnail in pictures if thumbnail], digits, answers)
+        content = BytesIO()
         sheet.save(content, {".jpg": "jpeg"}.get(path.suffix, path.suffix[1:]))
         write_whole(path, content.getvalue())
     return Answers(checkpoints, answers, problems, json)
@@ -190,14 +187,13 @@ def _example(paths: Sequence[str]) -> str:
     return "" if run is None else f" with RUN_FOLDER such as {run}"
 
 
-def _files(path: str) -> Iterator[str]:
+def _files(path: str) -> list[str]:
     """Lists the files of a path or pattern. A missing file is listed, too: opening it gives the error message."""
     if Path(path).is_dir():
-        yield from (str(file) for file in sorted(Path(path).iterdir()) if file.is_file() and file.name[0] != ".")
-    elif not Path(path).exists() and glob.has_magic(path):
-        yield from sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute patterns
-    else:
-        yield path
+        return sorted(str(file) for file in Path(path).iterdir() if file.is_file() and file.name[0] != ".")
+    if not Path(path).exists() and glob.has_magic(path):
+        return sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute patterns
+    return [path]
 
 
 def _read(files: Sequence[str], thumbnails: bool) -> "tuple[list[tuple[str, Tensor, Image | None]], list[str]]":

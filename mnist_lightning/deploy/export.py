@@ -4,8 +4,8 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO, StringIO
@@ -20,9 +20,7 @@ from mnist_lightning.files import writable, write_whole
 from mnist_lightning.runs.run import Run
 
 if TYPE_CHECKING:  # `export --help` answers before these are imported
-    from rich.text import Text
     from torch import Tensor
-    from torch.export import ExportedProgram
 
     from mnist_lightning.classifier import Classifier
 
@@ -54,11 +52,6 @@ class Export:
             f"{self.path}: {self.path.stat().st_size / 1024:,.0f} KiB; on {self.digits}, in batches of "
             f"{', '.join(sizes)} and {last}, its logits are within {max(self.differences.values()):.1e} of PyTorch's"
         )
-
-    def __rich__(self) -> "Text":
-        from rich.text import Text
-
-        return Text(str(self))  # rich prints a dataclass as its fields
 
 
 def export_model(
@@ -98,11 +91,8 @@ def export_model(
     images = digits.unsqueeze(1).float() / 255
     _check_inputs(model, digits[:2], images[:2], checkpoint)
     logits = model.classify(digits)
-    with _silence(), _one_line_errors(model, checkpoint):
-        program = _program(model)
-        content = _onnx(program, facts) if path.suffix == ".onnx" else _pt2(program, facts)
-    run = _load_onnx(content) if path.suffix == ".onnx" else _load_pt2(content)
-    differences = _differences(run, images.numpy(), logits.numpy())
+    content = _quietly_converted(model, path.suffix, facts, checkpoint)
+    differences = _differences(_loaded(content, path.suffix), images.numpy(), logits.numpy())
     write_whole(path, content)
     return Export(path, description, differences)
 
@@ -112,9 +102,8 @@ def _require_onnx() -> None:
     if tuple(map(int, version("torch").split(".")[:2])) < (2, 7):  # 2.6 cannot translate batch norm
         needed.append(f"torch 2.7 or newer, not {version('torch')}")
     if needed:
-        raise InputError(
-            f"an .onnx file needs {', '.join(needed)}: pip install 'mnist-lightning[export]', or write a .pt2 file"
-        )
+        packages = ", ".join(needed)
+        raise InputError(f"an .onnx file needs {packages}: pip install 'mnist-lightning[export]', or write a .pt2 file")
 
 
 def _facts(model: "Classifier", checkpoint: str) -> dict[str, str]:
@@ -145,16 +134,15 @@ def _digits(source: str | None, run_source: str, root: str | None) -> "tuple[Ten
     """Returns test digits, uint8 [N, 28, 28], and their description."""
     from mnist_lightning.data.sources import read
 
-    note = ""
+    name = source or run_source
     try:
-        digits, _ = read(source or run_source, root, train=False)
+        digits, _ = read(name, root, train=False)
     except InputError:
         if source is not None:
             raise
         digits, _ = read("digits", train=False)
-        note = f" (as {run_source} cannot be read here)"
-    digits = digits[:DIGITS]
-    return digits, f"{len(digits):,} test digits of {'digits' if note else source or run_source}{note}"
+        name = f"digits (as {run_source} cannot be read here)"
+    return digits[:DIGITS], f"{min(DIGITS, len(digits)):,} test digits of {name}"
 
 
 def _check_inputs(model: "Classifier", digits: "Tensor", images: "Tensor", checkpoint: str) -> None:
@@ -174,32 +162,25 @@ def _check_inputs(model: "Classifier", digits: "Tensor", images: "Tensor", check
         )
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Hides torch's messages, which it prints even if tracing succeeds; the result is checked on digits."""
+def _quietly_converted(model: "Classifier", suffix: str, facts: dict[str, str], checkpoint: str) -> bytes:
+    """Converts the model without torch's messages, which appear even if tracing succeeds; the result is checked."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):  # a failed trace prints its graph
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-@contextmanager
-def _one_line_errors(model: "Classifier", checkpoint: str) -> Iterator[None]:
-    try:
-        yield
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO()):  # a failed trace prints its graph
+            return _converted(model, suffix, facts)
     except Exception as error:  # tracing and translation raise many types; the first cause is the clearest
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         name = type(model).__name__
         raise InputError(f"{checkpoint} contains a {name}, which torch cannot export: {one_line(cause)}") from error
+    finally:
+        logging.disable(disabled)
 
 
-def _program(model: "Classifier") -> "ExportedProgram":
+def _converted(model: "Classifier", suffix: str, facts: dict[str, str]) -> bytes:
+    """Content of the exported file."""
     import torch
     from torch import Tensor, nn
 
@@ -216,48 +197,29 @@ def _program(model: "Classifier") -> "ExportedProgram":
 
     # Channels-last is faster to train on a CPU, but other runtimes choose their own layout.
     module = Program(model.to(memory_format=torch.contiguous_format)).eval()
-    example = (torch.zeros(2, 1, 28, 28),)
-    program = torch.export.export(module, example, dynamic_shapes=_shapes(), strict=False)
+    shapes: Any = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(module, (torch.zeros(2, 1, 28, 28),), dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # contains paths of this machine
-    return program
-
-
-def _shapes() -> tuple[dict[int, Any]]:
-    from torch.export import Dim
-
-    return ({0: Dim("batch")},)
-
-
-def _onnx(program: "ExportedProgram", facts: dict[str, str]) -> bytes:
-    import torch
-
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": _shapes()}
+    if suffix == ".pt2":
+        file = BytesIO()
+        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(facts, indent=2)})
+        return file.getvalue()
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": shapes}
     exported = torch.onnx.export(program, dynamo=True, optimize=True, verbose=False, **names)
     assert exported is not None
-    proto = exported.model_proto
-    for name, value in facts.items():
-        proto.metadata_props.add(key=name, value=value)
-    content: bytes = proto.SerializeToString()
+    exported.model.metadata_props.update(facts)
+    content: bytes = exported.model_proto.SerializeToString()
     return content
 
 
-def _pt2(program: "ExportedProgram", facts: dict[str, str]) -> bytes:
-    import torch
+def _loaded(content: bytes, suffix: str) -> Callable[[_Array], _Array]:
+    """Function from images to logits that runs the exported model."""
+    if suffix == ".onnx":
+        from onnxruntime import InferenceSession
 
-    file = BytesIO()
-    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(facts, indent=2)})
-    return file.getvalue()
-
-
-def _load_onnx(content: bytes) -> Callable[[_Array], _Array]:
-    from onnxruntime import InferenceSession
-
-    session = InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["logits"], {"images": images})[0]
-
-
-def _load_pt2(content: bytes) -> Callable[[_Array], _Array]:
+        session = InferenceSession(content, providers=["CPUExecutionProvider"])
+        return lambda images: session.run(["logits"], {"images": images})[0]
     import torch
 
     module = torch.no_grad()(torch.export.load(BytesIO(content)).module())
@@ -268,7 +230,7 @@ def _differences(run: Callable[[_Array], _Array], images: _Array, logits: _Array
     """Largest absolute differences of the exported model's logits from PyTorch's, by batch size."""
     differences = {}
     for size in BATCHES:
-        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        parts = np.split(images, range(size, len(images), size))
         exported = np.concatenate([run(part) for part in parts])
         differences[size] = float(np.abs(exported - logits).max())
         changed = int((exported.argmax(axis=1) != logits.argmax(axis=1)).sum())

@@ -22,7 +22,7 @@ from mnist_lightning.runs.checkpoint import CALIBRATION, find_checkpoint, load, 
 from mnist_lightning.runs.predictions import predict
 from mnist_lightning.runs.run import Run
 
-_MAX_TEMPERATURE = 100.0  # the minimum is its inverse
+_LOG_BOUNDS = (-np.log(100), np.log(100))  # temperatures from 0.01 to 100
 
 
 def fit_temperature(logits: Float, labels: NDArray[np.int64]) -> float:
@@ -53,10 +53,7 @@ def fit_temperature(logits: Float, labels: NDArray[np.int64]) -> float:
     if not len(labels) or not np.isfinite(logits).all():
         raise InputError("cannot fit a temperature: there are no logits, or some are infinite or NaN")
     logits = logits.astype(np.float64)
-    each = np.arange(len(labels))
-    others = logits.copy()
-    others[each, labels] = -np.inf
-    all_correct = bool((logits[each, labels] > others.max(axis=1)).all())
+    all_correct = np.array_equal(logits.argmax(axis=1), labels)
     target = (len(labels) + 1) / (len(labels) + 2)
 
     def objective(log_temperature: float) -> float:
@@ -66,8 +63,7 @@ def fit_temperature(logits: Float, labels: NDArray[np.int64]) -> float:
         return _cross_entropy(scaled, labels)
 
     # One minimum in log T: cross-entropy is convex in 1 / T, and confidence decreases with T.
-    bounds = (-np.log(_MAX_TEMPERATURE), np.log(_MAX_TEMPERATURE))
-    result = minimize_scalar(objective, bounds=bounds, method="bounded", options={"xatol": 1e-7})
+    result = minimize_scalar(objective, bounds=_LOG_BOUNDS, method="bounded", options={"xatol": 1e-7})
     return float(np.exp(result.x))
 
 
@@ -159,29 +155,20 @@ def calibrate(run: str | Path, root: str | None = None) -> Calibration:
 
 def _data_of(checkpoint: Path, root: str | None) -> MNISTDataModule:
     """Rebuilds the data module of a checkpoint's run, without augmentation."""
-    run = Run.of(checkpoint)
+    run, advice = Run.of(checkpoint), "give save_temperature its validation logits"
     if run is None:
-        raise InputError(f"{checkpoint} is not in a run folder; give save_temperature its validation logits")
+        raise InputError(f"{checkpoint} is not in a run folder; {advice}")
     source = run.source  # the config may name another one, which was not available
     if not run.config:
-        raise InputError(
-            f"{run.folder} has no {run.config_file.name}, so its validation images are unknown; "
-            "give save_temperature its validation logits"
-        )
+        raise InputError(f"{run.folder} has no {run.config_file.name}, so its validation images are unknown; {advice}")
     class_path, arguments = run.config["data"]
     if class_path.split(".")[0] != "mnist_lightning":
-        raise InputError(
-            f"{run.config_file} names data of another package, {class_path}; "
-            "give save_temperature its validation logits"
-        )
+        raise InputError(f"{run.config_file} names data of another package, {class_path}; {advice}")
     cls = MNISTSuperpixelsDataModule if source == PUBLIC else MNISTDataModule
-    arguments = {**arguments, "source": source, "augment": None, "fallback": None}
-    if root is not None:
-        arguments["root"] = root
-    if arguments.get("seed") is None:
-        arguments["seed"] = int(run.summary["seed"])
+    seed = int(run.summary["seed"]) if arguments.get("seed") is None else arguments["seed"]
+    changes = {"source": source, "root": root or arguments.get("root"), "seed": seed, "augment": None, "fallback": None}
     try:
-        return cls(**arguments)
+        return cls(**{**arguments, **changes})
     except InputError:
         raise
     except (TypeError, ValueError) as error:

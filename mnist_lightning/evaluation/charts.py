@@ -1,13 +1,13 @@
 """Figures that several reports and TensorBoard share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ def legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 def heat_map(
-    values: NDArray[np.floating],
+    values: NDArray[Any],
     rows: Sequence[object],
     columns: Sequence[object],
     label: str,
@@ -56,16 +56,30 @@ def heat_map(
     """
     figure = Figure(figsize=(2.5 + 0.75 * max(4, len(columns)), 1.6 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, cmap="Blues", aspect="auto", norm=PowerNorm(gamma))
-    depth = np.asarray(image.norm(values))
-    for (row, column), value in np.ndenumerate(values):
-        shade = "white" if depth[row, column] > 0.5 else "black"
-        axes.text(column, row, form.format(value), ha="center", va="center", fontsize=8, color=shade)
+    figure.colorbar(draw_cells(axes, values, PowerNorm(gamma), map(form.format, values.flat)), label=label)
     names = [str(column) for column in columns]
     axes.set_xticks(range(len(names)), names, rotation=0 if all(len(name) < 3 for name in names) else 45)
     axes.set_yticks(range(len(rows)), [str(row) for row in rows])
-    figure.colorbar(image, label=label)
     return figure
+
+
+def draw_cells(axes: Axes, values: NDArray[Any], norm: Normalize, texts: Iterable[str]) -> AxesImage:
+    """Draws coloured cells with texts into an existing panel.
+
+    Args:
+        axes: Panel to draw in.
+        values: Numbers [R, C], which decide the colours.
+        norm: Colour scale: maps the numbers to [0, 1], from white to dark blue.
+        texts: Texts of the R x C cells, row by row.
+
+    Returns:
+        The image, for a colour bar.
+    """
+    image = axes.imshow(values, cmap="Blues", aspect="auto", norm=norm)
+    for (row, column), text in zip(np.ndindex(values.shape), texts, strict=True):
+        shade = "white" if norm(values[row, column]) > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=shade)
+    return image
 
 
 def draw_reliability(axes: Axes, logits: Float, labels: NDArray[np.int64], colour: Any) -> None:
@@ -114,13 +128,11 @@ def draw_confusion_matrix(axes: Axes, logits: Tensor, labels: Tensor) -> AxesIma
     """
     counts = torch.bincount(labels * CLASSES + logits.argmax(dim=1), minlength=CLASSES**2).view(CLASSES, CLASSES)
     mistakes = counts.clone().fill_diagonal_(0)
-    image = axes.imshow(mistakes.numpy(), cmap="Blues", vmin=0, vmax=max(1, int(mistakes.max())))
-    for (label, predicted), count in np.ndenumerate(counts.numpy()):
-        shade = "white" if label != predicted and count > mistakes.max() / 2 else "black"
-        weight = "bold" if label == predicted else "normal"
-        text = f"{count:,}" if count else "·"
-        axes.text(predicted, label, text, ha="center", va="center", fontsize=8, color=shade, fontweight=weight)
-    axes.set(xticks=range(CLASSES), yticks=range(CLASSES), xlabel="predicted", ylabel="label")
+    texts = (f"{count:,}" if count else "·" for count in counts.flatten().tolist())
+    image = draw_cells(axes, mistakes.numpy(), Normalize(0, max(1, int(mistakes.max()))), texts)
+    for diagonal in axes.texts[:: CLASSES + 1]:
+        diagonal.set_fontweight("bold")
+    axes.set(xticks=range(CLASSES), yticks=range(CLASSES), xlabel="predicted", ylabel="label", aspect="equal")
     return image
 
 

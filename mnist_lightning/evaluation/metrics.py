@@ -45,17 +45,9 @@ def metrics(logits: Tensor, labels: Tensor, loss: float) -> Metrics:
     from sklearn.metrics import precision_recall_fscore_support
 
     predicted = logits.argmax(dim=1)
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels.numpy(), predicted.numpy(), labels=range(CLASSES), zero_division=0.0
-    )
-    return Metrics(
-        accuracy=(predicted == labels).sum().item() / len(labels),
-        loss=loss,
-        precision=precision.tolist(),
-        recall=recall.tolist(),
-        f1=f1.tolist(),
-        support=support.tolist(),
-    )
+    scores = precision_recall_fscore_support(labels.numpy(), predicted.numpy(), labels=range(CLASSES), zero_division=0)
+    accuracy = (predicted == labels).sum().item() / len(labels)
+    return Metrics(accuracy, loss, *(by_class.tolist() for by_class in scores))
 
 
 def metrics_table(splits: dict[str, Metrics], title: str) -> Table:
@@ -65,13 +57,15 @@ def metrics_table(splits: dict[str, Metrics], title: str) -> Table:
         splits: Metrics by the name of the split.
         title: Title of the table.
     """
-    header, accuracy, loss = ["digit"], ["accuracy"], ["loss"]
-    digits = [[str(digit)] for digit in range(CLASSES)]
+    columns = [["digit", *map(str, range(CLASSES)), "accuracy", "loss"]]
     for name, split in splits.items():
-        header += [f"{name} {column}" for column in ("precision", "recall", "F1", "support")]
-        for digit, row in enumerate(digits):
-            rates = (split.precision[digit], split.recall[digit], split.f1[digit])
-            row += [*(f"{100 * rate:.2f}" for rate in rates), f"{split.support[digit]:,}"]
-        accuracy += [f"{100 * split.accuracy:.2f} %", "", "", f"{sum(split.support):,}"]
-        loss += [f"{split.loss:.4f}", "", "", ""]
-    return Table(title, header, [*digits, accuracy, loss])
+        rates = (split.precision, split.recall, split.f1)
+        precision, recall, f1 = ([f"{100 * rate:.2f}" for rate in by_class] for by_class in rates)
+        columns += [
+            [f"{name} precision", *precision, f"{100 * split.accuracy:.2f} %", f"{split.loss:.4f}"],
+            [f"{name} recall", *recall, "", ""],
+            [f"{name} F1", *f1, "", ""],
+            [f"{name} support", *(f"{count:,}" for count in split.support), f"{sum(split.support):,}", ""],
+        ]
+    header, *rows = zip(*columns, strict=True)
+    return Table(title, header, rows)

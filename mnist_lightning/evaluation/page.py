@@ -154,6 +154,7 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # spaces made a page 15 % larger
     # Style sheets and scripts are trusted files of the package.
     environment.globals["inline"] = lambda file: Markup((_PACKAGE / file).read_text(encoding="utf-8"))
     return environment

@@ -1,6 +1,8 @@
 """Confidence intervals, significance tests and calibration error, from arrays of predictions."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,7 @@ def mcnemar(first: Correct, second: Correct) -> float:
         0.0078125
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    differing = only_first + only_second
-    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
+    return float(binomtest(only_first, max(only_first + only_second, 1)).pvalue)  # 1 for equal predictions
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -41,12 +42,74 @@ def holm(p_values: Sequence[float]) -> list[float]:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(np.take(p_values, order) * np.arange(len(order), 0, -1))
+    return list(map(float, adjusted.clip(max=1)))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models on the same test images.
+
+    Attributes:
+        first: Name of the model that was passed first.
+        second: Name of the other model.
+        difference: Mean value of the first model minus that of the second.
+        low: Lower end of the difference's 95 % confidence interval, over test images and seeds.
+        high: Upper end of the same interval.
+        p: p-value, adjusted for the number of pairs (Holm).
+        better: Name of the better model, or None if the models are not distinguishable.
+        verdict: The result as a sentence.
+    """
+
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    better: str | None
+    verdict: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict} (p {f'= {self.p:.2g}' if self.p >= 1e-4 else '< 0.0001'})"
+
+
+def compare_pairs(
+    names: Sequence[str], values: Sequence[Float], samples: Float, p_values: Sequence[float], gain: str = " by"
+) -> list[Pair]:
+    """Decides for every two models which one is better.
+
+    One model is better than another if two conditions hold: the 95 % confidence interval of the difference excludes
+    zero, and p < 0.05 after Holm's adjustment for the number of pairs.
+
+    Args:
+        names: Names of the M models.
+        values: Value of each of a model's n runs, [n], such as its accuracy. Higher is better.
+        samples: Bootstrapped mean values of the models, [M, R], as from `bootstrapped_accuracies`.
+        p_values: p-value of each pair, in the order of `itertools.combinations`.
+        gain: Words between the other model's name and the difference in points.
+
+    Example:
+        >>> samples = np.array([[0.96, 1.0], [0.91, 0.91]])
+        >>> (pair,) = compare_pairs(["cnn", "mlp"], [np.array([0.98]), np.array([0.91])], samples, [0.001])
+        >>> print(pair)
+        cnn is better than mlp by 7.00 points (5.10 to 8.90), n = 1 (p = 0.001)
+    """
+    pairs = []
+    for (i, j), p in zip(combinations(range(len(names)), 2), holm(p_values), strict=True):
+        n = " and ".join(dict.fromkeys(str(len(values[model])) for model in (i, j)))
+        difference = float(values[i].mean() - values[j].mean())
+        low, high = map(float, np.percentile(samples[i] - samples[j], [2.5, 97.5]))
+        better, verdict = None, f"{names[i]} and {names[j]} are not distinguishable at n = {n}"
+        if p < 0.05 and (low > 0 or high < 0):
+            better, other = (names[i], names[j]) if difference > 0 else (names[j], names[i])
+            least, most = sorted((100 * abs(low), 100 * abs(high)))
+            points = f"{100 * abs(difference):.2f} points ({least:.2f} to {most:.2f})"
+            verdict = f"{better} is better than {other}{gain} {points}, n = {n}"
+        pairs.append(Pair(names[i], names[j], difference, low, high, p, better, verdict))
+    return pairs
 
 
 def bootstrapped_accuracies(groups: Sequence[Correct | Float], draws: int = 2_000, seed: int = 0) -> Float:
@@ -80,13 +143,11 @@ def bootstrapped_accuracies(groups: Sequence[Correct | Float], draws: int = 2_00
         samples = random.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
         weights = np.bincount(samples.ravel(), minlength=count * images).reshape(count, images).astype(np.float32)
         accuracies[:, start : start + count] = runs @ weights.T / images
-    means = np.empty((len(groups), draws))
-    first = 0
-    for row, group in enumerate(groups):
-        chosen = first + random.integers(len(group), size=(len(group), draws))
-        means[row] = np.take_along_axis(accuracies, chosen, axis=0).mean(axis=0)
-        first += len(group)
-    return means
+    means = []
+    for group in np.split(accuracies, np.cumsum([len(group) for group in groups])[:-1]):
+        chosen = random.integers(len(group), size=(len(group), draws))
+        means.append(np.take_along_axis(group, chosen, axis=0).mean(axis=0))
+    return np.stack(means)
 
 
 def calibration_bins(logits: Float, labels: NDArray[np.int64], bins: int = 15) -> tuple[Float, Float, Float]:
@@ -105,13 +166,9 @@ def calibration_bins(logits: Float, labels: NDArray[np.int64], bins: int = 15) -
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     bin_ = np.minimum((confidence * bins).astype(int), bins - 1)
-    counts = np.bincount(bin_, minlength=bins)
+    counts, confidences, successes = (np.bincount(bin_, weights, bins) for weights in (None, confidence, correct))
     filled = np.maximum(counts, 1)
-    return (
-        counts / len(labels),
-        np.bincount(bin_, weights=confidence, minlength=bins) / filled,
-        np.bincount(bin_, weights=correct, minlength=bins) / filled,
-    )
+    return counts / len(labels), confidences / filled, successes / filled
 
 
 def expected_calibration_error(logits: Float, labels: NDArray[np.int64], bins: int = 15) -> float:

@@ -1,10 +1,11 @@
 """Explains a GNN's prediction: evidence of each superpixel, importance of each edge."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
 from torch_geometric.explain import AttentionExplainer, Explainer, ExplainerAlgorithm, GNNExplainer
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 
@@ -13,6 +14,8 @@ from mnist_lightning.data.superpixels import superpixel_graphs
 from mnist_lightning.errors import InputError, one_line
 from mnist_lightning.explain import Method
 from mnist_lightning.models.gnn import GNN
+
+_ALGORITHMS = {"gnn_explainer": GNNExplainer, "attention": AttentionExplainer}
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,7 @@ def connectivity(
 
 
 def edge_importance(
-    model: GNN,
-    x: Tensor,
-    edge_index: Tensor,
-    pos: Tensor,
-    target: int,
-    method: Method | ExplainerAlgorithm = "gradient",
+    model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int, method: Method | ExplainerAlgorithm
 ) -> Tensor:
     """Computes the contribution of each edge to the logit of a class.
 
@@ -146,50 +144,13 @@ def edge_importance(
     Raises:
         InputError: If the method is unknown or does not support the model.
     """
+    if isinstance(method, str) and method not in get_args(Method):
+        raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     if method == "gradient":
         return _gradient(model, x, edge_index, pos, target)
     if method == "occlusion":
         return _occlusion(model, x, edge_index, pos, target)
-    if method == "gnn_explainer":
-        method = GNNExplainer()
-    elif method == "attention":
-        method = AttentionExplainer()
-    elif isinstance(method, str):
-        raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    return _by_algorithm(model, x, edge_index, pos, target, method)
-
-
-def _gradient(model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int) -> Tensor:
-    """Derivative of the logit by a factor of 1 on the edge's messages in all layers."""
-    factor = nn.Parameter(torch.ones(edge_index.shape[1], device=x.device))  # PyG copies any other tensor
-    set_masks(model, factor, edge_index, apply_sigmoid=False)
-    try:
-        logit = model(x, edge_index, pos)[0, target]
-    finally:
-        clear_masks(model)
-    return torch.autograd.grad(logit, factor)[0]
-
-
-def _occlusion(model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int, at_once: int = 128) -> Tensor:
-    """Decrease of the logit without the edge: runs one copy of the graph per edge, `at_once` in a batch."""
-    nodes, edges = len(x), torch.arange(edge_index.shape[1], device=x.device)
-    decreases = []
-    with torch.no_grad():
-        intact = model(x, edge_index, pos)[0, target]
-        for removed in torch.split(edges, at_once):
-            copies = len(removed)
-            kept = edges != removed[:, None]  # [copies, E]
-            copy = torch.arange(copies, device=x.device)
-            graphs = (edge_index[:, None] + nodes * copy[:, None])[:, kept]
-            batch = copy.repeat_interleave(nodes)
-            decreases.append(intact - model(x.repeat(copies, 1), graphs, pos.repeat(copies, 1), batch)[:, target])
-    return torch.cat(decreases)
-
-
-def _by_algorithm(
-    model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int, algorithm: ExplainerAlgorithm
-) -> Tensor:
-    """Edge mask of one of PyG's algorithms."""
+    algorithm = _ALGORITHMS[method]() if isinstance(method, str) else method
     is_attention = isinstance(algorithm, AttentionExplainer)  # the same for all classes
     try:
         explainer = Explainer(
@@ -205,3 +166,27 @@ def _by_algorithm(
         raise InputError(f"{type(algorithm).__name__} cannot explain this model: {one_line(error)}") from error
     mask: Tensor = explanation.edge_mask
     return mask.detach()
+
+
+def _gradient(model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int) -> Tensor:
+    """Derivative of the logit by a factor of 1 on the edge's messages in all layers."""
+    factor = nn.Parameter(torch.ones(edge_index.shape[1], device=x.device))  # PyG copies any other tensor
+    set_masks(model, factor, edge_index, apply_sigmoid=False)
+    try:
+        logit = model(x, edge_index, pos)[0, target]
+    finally:
+        clear_masks(model)
+    return torch.autograd.grad(logit, factor)[0]
+
+
+def _occlusion(model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int) -> Tensor:
+    """Decrease of the logit without the edge: runs one copy of the graph per edge, 128 in a batch."""
+    edges = torch.arange(edge_index.shape[1], device=x.device)
+    decreases = []
+    with torch.no_grad():
+        intact = model(x, edge_index, pos)[0, target]
+        for removed in torch.split(edges, 128):
+            graphs = [Data(x=x, edge_index=edge_index[:, edges != edge], pos=pos) for edge in removed]
+            batch: Any = Batch.from_data_list(graphs)
+            decreases.append(intact - model(batch.x, batch.edge_index, batch.pos, batch.batch)[:, target])
+    return torch.cat(decreases)

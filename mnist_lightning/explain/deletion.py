@@ -16,7 +16,7 @@ class Deletion(NamedTuple):
 
     Attributes:
         drop: float [N], without the ink that a map ranks highest.
-        random_drop: float [N], without the same number of random ink pixels, averaged over several draws.
+        random_drop: float [N], without the same number of random ink pixels, averaged over ten draws.
     """
 
     drop: Tensor
@@ -24,12 +24,7 @@ class Deletion(NamedTuple):
 
 
 def deletion(
-    model: Classifier,
-    digits: Tensor,
-    ranking: Tensor,
-    share: float = 0.1,
-    targets: Tensor | None = None,
-    draws: int = 10,
+    model: Classifier, digits: Tensor, ranking: Tensor, share: float = 0.1, targets: Tensor | None = None
 ) -> Deletion:
     """Compares the deletion of the ink that a map ranks highest with the deletion of random ink.
 
@@ -43,14 +38,13 @@ def deletion(
         ranking: Saliency maps, float [N, 28, 28].
         share: Share of the ink to delete, in [0, 1].
         targets: Classes whose probability is measured, int64 [N]. Default: the predicted classes.
-        draws: Number of random orders that `random_drop` is averaged over.
 
     Raises:
         InputError: If the digits or targets are invalid, or the maps do not have the shape of the digits.
     """
     targets = classes_to_explain(model, digits, targets)
     before, after = deletion_curve(model, digits, ranking, (0.0, share), targets).unbind(dim=1)
-    orders = random_orders(digits, draws)
+    orders = random_orders(digits, 10)
     random = [before - deletion_curve(model, digits, order, (share,), targets)[:, 0] for order in orders]
     return Deletion(before - after, torch.stack(random).mean(dim=0))
 
@@ -95,7 +89,7 @@ def without_highest(digits: Tensor, ranking: Tensor, counts: Tensor) -> Tensor:
         >>> without_highest(digits, torch.arange(784.0).view(1, 28, 28), torch.tensor([2]))[0, -1, -4:]
         tensor([255, 255,   0,   0], dtype=torch.uint8)
     """
-    (chance,) = (order.flatten(1).argsort(dim=1) for order in random_orders(digits, 1))
+    chance = random_orders(digits, 1)[0].flatten(1).argsort(dim=1)
     order = chance.gather(1, ranking.flatten(1).gather(1, chance).argsort(dim=1, descending=True, stable=True))
     places = order.argsort(dim=1).view_as(digits)  # 0 is the highest
     return digits.masked_fill(places < counts[:, None, None], 0)

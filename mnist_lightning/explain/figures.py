@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
@@ -16,6 +15,7 @@ from mnist_lightning.errors import one_line
 
 if TYPE_CHECKING:  # PyG is slow to import; image models don't need it
     from mnist_lightning.explain.connectivity import Connectivity
+    from mnist_lightning.explain.report import Digit
 
 FOR, AGAINST, BORDER = "#2166ac", "#d95f02", "#5aa9e6"
 # Equal lightness at both ends, and safe for red-green colour blindness.
@@ -29,36 +29,27 @@ _EXTENT = (0, 28, 28, 0)  # pixel (row, column) covers the square from (column, 
 
 @dataclass(frozen=True)
 class Saliency:
-    """Saliency maps of one digit, tested by deletion.
+    """Saliency maps of N digits, tested by deletion.
 
     Attributes:
-        name: Name of the digit.
-        image: uint8 [28, 28], the digit.
-        label: Class of the digit, None if unknown.
-        probabilities: float [10], probabilities of the classes.
-        target: Class that the maps explain.
-        runner_up: Most probable class other than the target.
-        maps: Map of the target by method, float [28, 28] each.
-        runner_up_map: Grad-CAM of the runner-up, float [28, 28]; None for a model without convolutions.
-        curves: Probability of the target without `SHARES` of the ink, by method, float [S] each.
-        random_curves: The same for R random orders of the ink, float [R, S].
+        digits: The digits.
+        probabilities: float [N, 10], probabilities of the classes.
+        targets: int64 [N], the classes that the maps explain.
+        runners_up: int64 [N], the most probable classes other than the targets.
+        maps: Maps of the targets by method, float [N, 28, 28] each.
+        runner_up_maps: Grad-CAM of the runners-up, float [N, 28, 28]; None for a model without convolutions.
+        curves: Probabilities of the targets without `SHARES` of the ink, by method, float [N, S] each.
+        random_curves: The same for R random orders of the ink, float [N, R, S].
     """
 
-    name: str
-    image: Tensor
-    label: int | None
+    digits: "Sequence[Digit]"
     probabilities: Tensor
-    target: int
-    runner_up: int
+    targets: Tensor
+    runners_up: Tensor
     maps: dict[str, Tensor]
-    runner_up_map: Tensor | None
+    runner_up_maps: Tensor | None
     curves: dict[str, Tensor]
     random_curves: Tensor
-
-    @property
-    def predicted(self) -> int:
-        """The most probable class."""
-        return int(self.probabilities.argmax())
 
 
 def connectivity_sheet(explanations: "Sequence[Connectivity]", share: float = 0.25) -> Figure:
@@ -75,7 +66,7 @@ def connectivity_sheet(explanations: "Sequence[Connectivity]", share: float = 0.
     grid = {**margins, "wspace": 0.06, "hspace": 0.14, "width_ratios": [1, 1, 1, 1, 1, 0.05]}
     rows = figure.subplots(len(explanations), 6, squeeze=False, gridspec_kw=grid)
     for row, one in zip(rows, explanations, strict=True):
-        draw_digit(row[0], one)
+        draw_digit(row[0], one.image, one.label, one.probabilities)
         draw_superpixels(row[1], one)
         draw_graph(row[2], one, share)
         limit = float(one.node_evidence[:, [one.predicted, one.runner_up]].abs().max())
@@ -85,28 +76,27 @@ def connectivity_sheet(explanations: "Sequence[Connectivity]", share: float = 0.
     return figure
 
 
-def saliency_sheet(explanations: Sequence[Saliency]) -> Figure:
+def saliency_sheet(saliency: Saliency) -> Figure:
     """Draws one row per digit: the digit, its maps, Grad-CAM of the runner-up, and the deletion curves.
 
     Args:
-        explanations: Explanations of the digits, all of one model.
+        saliency: Saliency maps of the digits.
     """
-    maps = list(explanations[0].maps)
-    columns = 2 + len(maps) + (explanations[0].runner_up_map is not None)
-    width, height = 2.7 * columns + 1.5, 2.95 * len(explanations) + 0.55
+    columns = 2 + len(saliency.maps) + (saliency.runner_up_maps is not None)
+    width, height = 2.7 * columns + 1.5, 2.95 * len(saliency.digits) + 0.55
     figure = Figure(figsize=(width, height))
     # Fixed margins: matplotlib's automatic layout takes two seconds for ten digits.
     margins = {"left": 0.3 / width, "right": 1 - 0.45 / width, "top": 1 - 0.35 / height, "bottom": 0.5 / height}
     grid = {**margins, "wspace": 0.06, "hspace": 0.13, "width_ratios": [1] * (columns - 1) + [1.3]}
-    rows = figure.subplots(len(explanations), columns, squeeze=False, gridspec_kw=grid)
-    for row, one in zip(rows, explanations, strict=True):
-        draw_digit(row[0], one)
-        row[0].set_ylabel(one_line(one.name, 36))
-        for axes, name in zip(row[1:], maps, strict=False):
-            draw_map(axes, one.image, one.maps[name], f"{name} for {one.target}", CURVES[name])
-        if one.runner_up_map is not None:
-            draw_map(row[-2], one.image, one.runner_up_map, f"{GRAD_CAM} for {one.runner_up}")
-        draw_deletion(row[-1], one)
+    rows = figure.subplots(len(saliency.digits), columns, squeeze=False, gridspec_kw=grid)
+    for i, (row, digit) in enumerate(zip(rows, saliency.digits, strict=True)):
+        draw_digit(row[0], digit.image, digit.label, saliency.probabilities[i])
+        row[0].set_ylabel(one_line(digit.name, 36))
+        for axes, (name, maps) in zip(row[1:], saliency.maps.items(), strict=False):
+            draw_map(axes, digit.image, maps[i], f"{name} for {saliency.targets[i]}", CURVES[name])
+        if saliency.runner_up_maps is not None:
+            draw_map(row[-2], digit.image, saliency.runner_up_maps[i], f"{GRAD_CAM} for {saliency.runners_up[i]}")
+        draw_deletion(row[-1], saliency, i)
         row[-1].tick_params(labelbottom=False)
     rows[0, -1].legend(fontsize=8)
     rows[-1, -1].tick_params(labelbottom=True)
@@ -114,18 +104,24 @@ def saliency_sheet(explanations: Sequence[Saliency]) -> Figure:
     return figure
 
 
-def draw_digit(axes: Axes, explanation: "Connectivity | Saliency") -> None:
-    """Draws the digit. The title gives the prediction, its probability, and the label if it is known."""
-    label = "" if explanation.label is None else f", label {explanation.label}"
-    percent = 100 * explanation.probabilities[explanation.predicted]
-    _frame(axes, f"{explanation.predicted} ({percent:.1f} %){label}")
-    axes.imshow(explanation.image.numpy(), cmap="gray", vmin=0, vmax=255, extent=_EXTENT)
+def draw_digit(axes: Axes, image: Tensor, label: int | None, probabilities: Tensor) -> None:
+    """Draws a digit. The title gives the prediction, its probability, and the label if it is known.
+
+    Args:
+        axes: Panel to draw in.
+        image: Digit, uint8 [28, 28].
+        label: Class of the digit, None if unknown.
+        probabilities: Probabilities of the classes, float [10].
+    """
+    title = f"{probabilities.argmax()} ({100 * probabilities.max():.1f} %)"
+    _frame(axes, title if label is None else f"{title}, label {label}")
+    axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255, extent=_EXTENT)
 
 
 def draw_superpixels(axes: Axes, explanation: "Connectivity") -> None:
     """Draws each superpixel in its mean intensity."""
     _frame(axes, f"{len(explanation.x)} superpixels")
-    intensities = _pixels(explanation.x[:, 0], explanation.segments)
+    intensities = explanation.x[explanation.segments.long(), 0].numpy()
     axes.imshow(intensities, cmap="gray", vmin=0, vmax=1, extent=_EXTENT)
     axes.add_collection(LineCollection(_borders(explanation.segments), colors=BORDER, linewidths=0.7))
 
@@ -149,9 +145,8 @@ def draw_graph(axes: Axes, explanation: "Connectivity", share: float = 0.25) -> 
     lines = list(places[explanation.edge_index[:, strongest]].transpose(0, 1).numpy())
     relative = (strength[strongest] / strength.max().clamp_min(1e-12)).numpy()
     colours = [FOR if value >= 0 else AGAINST for value in importance[strongest]]
-    axes.add_collection(
-        LineCollection(lines, colors=colours, linewidths=0.5 + 3 * relative, alpha=0.25 + 0.75 * relative)
-    )
+    edges = LineCollection(lines, colors=colours, linewidths=0.5 + 3 * relative, alpha=0.25 + 0.75 * relative)
+    axes.add_collection(edges)
     x, y = places.t().numpy()
     intensity = explanation.x[:, 0].numpy()
     axes.scatter(x, y, s=14, c=intensity, cmap="gray", vmin=0, vmax=1, edgecolors="white", linewidths=0.5, zorder=2)
@@ -170,7 +165,7 @@ def draw_evidence(axes: Axes, explanation: "Connectivity", digit: int, limit: fl
         The image, for a colour bar.
     """
     _frame(axes, f"evidence for {digit}: logit {explanation.logits[digit]:.1f}")
-    values = _pixels(explanation.node_evidence[:, digit], explanation.segments)
+    values = explanation.node_evidence[explanation.segments.long(), digit].numpy()
     image = axes.imshow(values, cmap=EVIDENCE, vmin=-limit, vmax=limit, extent=_EXTENT)
     axes.add_collection(LineCollection(_borders(explanation.segments), colors="#00000030", linewidths=0.5))
     return image
@@ -195,15 +190,21 @@ def draw_map(axes: Axes, image: Tensor, values: Tensor, title: str = "", colour:
         axes.contour(places, places, image.numpy(), levels=[middle], colors="black", linewidths=0.8)
 
 
-def draw_deletion(axes: Axes, explanation: Saliency) -> None:
-    """Draws the target's probability against deleted ink, for each map and for random orders (mean ± deviation)."""
+def draw_deletion(axes: Axes, saliency: Saliency, row: int) -> None:
+    """Draws the target's probability against deleted ink, for each map and for random orders (mean ± deviation).
+
+    Args:
+        axes: Panel to draw in.
+        saliency: Saliency maps of the digits.
+        row: Number of the digit.
+    """
     percent = [100 * share for share in SHARES]
-    mean, deviation = explanation.random_curves.mean(dim=0), explanation.random_curves.std(dim=0)
+    mean, deviation = saliency.random_curves[row].mean(dim=0), saliency.random_curves[row].std(dim=0)
     axes.fill_between(percent, mean - deviation, mean + deviation, color=RANDOM, alpha=0.25, linewidth=0)
     axes.plot(percent, mean, color=RANDOM, linestyle="--", label="random ink")
-    for name, curve in explanation.curves.items():
-        axes.plot(percent, curve, color=CURVES[name], label=name)
-    axes.set(title=f"probability of {explanation.target}", xlim=(0, percent[-1]), ylim=(-0.03, 1.03))
+    for name, curves in saliency.curves.items():
+        axes.plot(percent, curves[row], color=CURVES[name], label=name)
+    axes.set(title=f"probability of {saliency.targets[row]}", xlim=(0, percent[-1]), ylim=(-0.03, 1.03))
     axes.set_box_aspect(1 / 1.3)  # as high as the maps
     axes.yaxis.tick_right()
     axes.grid(alpha=0.3)
@@ -211,12 +212,6 @@ def draw_deletion(axes: Axes, explanation: Saliency) -> None:
 
 def _frame(axes: Axes, title: str) -> None:
     axes.set(title=title, xticks=[], yticks=[], xlim=(0, 28), ylim=(28, 0), aspect="equal")
-
-
-def _pixels(values: Tensor, segments: Tensor) -> np.ndarray:
-    """The value of each pixel's node."""
-    pixels: np.ndarray = values[segments.long()].numpy()
-    return pixels
 
 
 def _borders(segments: Tensor) -> list[list[tuple[float, float]]]:

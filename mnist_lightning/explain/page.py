@@ -66,22 +66,21 @@ def _rounded(values: Tensor) -> Any:
     return [float(f"{value:.4g}") for value in values.tolist()]
 
 
-def principal_components(embeddings: Tensor, intensity: Tensor, components: int = COMPONENTS) -> Tensor:
-    """Computes the node embeddings' principal components.
+def principal_components(embeddings: Tensor, intensity: Tensor) -> Tensor:
+    """Computes the first three principal components of node embeddings.
 
     The sign of a component is arbitrary. It is chosen so that ink has the larger values, in every layer.
 
     Args:
         embeddings: Node embeddings, float [N, C].
         intensity: Mean intensity of each node, float [N].
-        components: Number of components. Missing ones are zeros.
 
     Returns:
-        float [N, components].
+        float [N, 3]. Missing components are zeros.
     """
     centred = embeddings - embeddings.mean(dim=0)
     left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
-    coordinates = (left * singular)[:, :components]
+    coordinates = (left * singular)[:, :COMPONENTS]
     signs = ((intensity - intensity.mean()) @ coordinates).sign()
     coordinates = coordinates * torch.where(signs < 0, -1.0, 1.0)
-    return torch.nn.functional.pad(coordinates, (0, components - coordinates.shape[1]))
+    return torch.nn.functional.pad(coordinates, (0, COMPONENTS - coordinates.shape[1]))

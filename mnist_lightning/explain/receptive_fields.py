@@ -43,9 +43,8 @@ class Grid(NamedTuple):
             axis: Axis of the image: 0 for rows, 1 for columns.
             units: Number of output units along the axis.
         """
-        kernel, stride, dilation = (
-            _along(axis, value) for value in (layer.kernel_size, layer.stride, getattr(layer, "dilation", 1))
-        )
+        sizes = (layer.kernel_size, layer.stride, getattr(layer, "dilation", 1))
+        kernel, stride, dilation = (_along(axis, size) for size in sizes)
         reach = dilation * (kernel - 1)
         same = reach // 2 if layer.padding == "same" else 0
         padding = same if isinstance(layer.padding, str) else _along(axis, layer.padding)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mnist_lightning.errors import InputError
 from mnist_lightning.explain import Method
 from mnist_lightning.files import replacing, writable, write_whole
+from mnist_lightning.runs.run import Run
 
 if TYPE_CHECKING:  # `VERB --help` answers before these are imported
     from torch import Tensor
@@ -55,9 +56,8 @@ def explain_connectivity(
 
     model = load(checkpoint)
     if not isinstance(model, GNN):
-        raise InputError(
-            f"connectivity needs a GNN, but {checkpoint} contains a {type(model).__name__}; explain it with gradcam"
-        )
+        name = type(model).__name__
+        raise InputError(f"connectivity needs a GNN, but {checkpoint} contains a {name}; explain it with gradcam")
     digits = choose_digits(checkpoint, index, indices, image, source, root)
     explanations = [connectivity(model, digit.image, digit.label, target, method) for digit in digits]
     if path.suffix == ".html":
@@ -156,23 +156,11 @@ def choose_digits(
         from mnist_lightning.data.handwriting import digit_of, open_picture
 
         return [Digit(Path(image).name, digit_of(open_picture(image), image), None)]
-    return _test_digits(source or _source_of(checkpoint), root, index, indices)
-
-
-def _source_of(checkpoint: str) -> str:
-    from mnist_lightning.runs.run import Run
-
-    run = Run.of(checkpoint)
-    try:
-        return run.source if run is not None and run.is_finished else "mnist"
-    except InputError as error:
-        raise InputError(f"{error}; name the source of the test images with --source") from error
-
-
-def _test_digits(source: str, root: str | None, index: int | None, indices: str | None) -> list[Digit]:
     from mnist_lightning.data.sources import read
 
+    source = source or _source_of(checkpoint)
     images, labels = read(source, root, train=False)
+    count = len(images)
     if index is not None:
         rows = [index]
     elif indices is not None:
@@ -181,17 +169,21 @@ def _test_digits(source: str, root: str | None, index: int | None, indices: str 
             raise InputError(f"indices must be numbers separated by commas, such as 0,7,42, got {indices!r}")
         rows = [int(word) for word in words]
     else:
-        classes = labels.tolist()
-        rows = [classes.index(label) for label in sorted(set(classes))]
-    for row in rows:
-        if not 0 <= row < len(images):
-            raise InputError(
-                f"there is no test image {row}: {source} has {len(images):,} test images, 0 to {len(images) - 1:,}"
-            )
+        rows = [int((labels == label).nonzero()[0]) for label in sorted(set(labels.tolist()))]
+    if absent := [row for row in rows if not 0 <= row < count]:
+        raise InputError(f"there is no test image {absent[0]}: {source} has {count:,} test images, 0 to {count - 1:,}")
     return [Digit(f"{source}, test image {row}", images[row], int(labels[row])) for row in rows]
 
 
-def saliency_of_digits(model: "Classifier", digits: Sequence[Digit], target: int | None = None) -> "list[Saliency]":
+def _source_of(checkpoint: str) -> str:
+    run = Run.of(checkpoint)
+    try:
+        return run.source if run is not None and run.is_finished else "mnist"
+    except InputError as error:
+        raise InputError(f"{error}; name the source of the test images with --source") from error
+
+
+def saliency_of_digits(model: "Classifier", digits: Sequence[Digit], target: int | None = None) -> "Saliency":
     """Computes the saliency maps of digits and tests the maps by deletion.
 
     Args:
@@ -220,21 +212,9 @@ def saliency_of_digits(model: "Classifier", digits: Sequence[Digit], target: int
     runner_up_maps = grad_cam(model, images, runners_up) if GRAD_CAM in maps else None
     intact = probabilities.gather(1, targets[:, None])
 
-    def curve(ranking: "Tensor") -> "Tensor":
-        return torch.cat([intact, deletion_curve(model, images, ranking, SHARES[1:], targets)], dim=1)
+    def curve(rankings: "Tensor") -> "Tensor":
+        return torch.cat([intact, deletion_curve(model, images, rankings, SHARES[1:], targets)], dim=1)
 
-    curves = {name: curve(ranking) for name, ranking in maps.items()}
+    curves = {name: curve(rankings) for name, rankings in maps.items()}
     random_curves = torch.stack([curve(order) for order in random_orders(images, 10)], dim=1)
-    return [
-        Saliency(
-            **digit._asdict(),
-            probabilities=probabilities[row],
-            target=int(targets[row]),
-            runner_up=int(runners_up[row]),
-            maps={name: values[row] for name, values in maps.items()},
-            runner_up_map=None if runner_up_maps is None else runner_up_maps[row],
-            curves={name: values[row] for name, values in curves.items()},
-            random_curves=random_curves[row],
-        )
-        for row, digit in enumerate(digits)
-    ]
+    return Saliency(digits, probabilities, targets, runners_up, maps, runner_up_maps, curves, random_curves)

@@ -44,9 +44,8 @@ def grad_cam(
     _check_model(model)
     layers = spatial_layers(model)
     if not layers:
-        raise InputError(
-            f"Grad-CAM needs convolutions, and {type(model).__name__} has none; use input_gradients or occlusion"
-        )
+        name = type(model).__name__
+        raise InputError(f"Grad-CAM needs convolutions, and {name} has none; use input_gradients or occlusion")
     layer = layer or list(layers)[-1]
     rows, columns = (grid.weights() for grid in layers[layer])
     method = LayerGradCam(model, layer)
@@ -147,9 +146,8 @@ def classes_to_explain(model: Classifier, digits: Tensor, targets: Tensor | None
 
 def _check_model(model: Classifier) -> None:
     if type(model).inputs is not Classifier.inputs:
-        raise InputError(
-            f"saliency maps need a model of images, got a {type(model).__name__}; explain a GNN with `connectivity`"
-        )
+        name = type(model).__name__
+        raise InputError(f"saliency maps need a model of images, got a {name}; explain a GNN with `connectivity`")
 
 
 def _maps(model: Classifier, digits: Tensor, targets: Tensor | None, attribute: Callable[..., Tensor]) -> Tensor:

@@ -68,20 +68,13 @@ class CNN(Classifier):
         blocks: list[nn.Module] = [Standardize()]
         inputs, side = 1, 28 - 2 * crop
         for outputs, size in zip(channels, sizes, strict=True):
-            side = (side if padding == "same" else side - size + 1) // pool
-            if side < 1:
-                raise InputError(
-                    f"kernel_size {kernel_size}, pool {pool} and crop {crop} leave no pixels; use fewer blocks"
-                )
-            blocks.append(nn.Conv2d(inputs, outputs, size, padding=padding))
-            if batch_norm is True:
-                blocks.append(nn.BatchNorm2d(outputs))
-            if pool > 1:
-                blocks.append(nn.MaxPool2d(pool))
-            if batch_norm == "pooled":
-                blocks.append(nn.BatchNorm2d(outputs))
-            blocks.append(ACTIVATIONS[activation]())
-            inputs = outputs
+            norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
+            pooling = [nn.MaxPool2d(pool)] if pool > 1 else []
+            between = [*pooling, *norm] if batch_norm == "pooled" else [*norm, *pooling]
+            blocks += [nn.Conv2d(inputs, outputs, size, padding=padding), *between, ACTIVATIONS[activation]()]
+            inputs, side = outputs, (side if padding == "same" else side - size + 1) // pool
+        if side < 1:
+            raise InputError(f"kernel_size {kernel_size}, pool {pool} and crop {crop} leave no pixels; remove blocks")
         if dropout:
             blocks.append(nn.Dropout(dropout))
         self.features = nn.Sequential(*blocks)

@@ -10,6 +10,10 @@ from mnist_lightning.classifier import CLASSES, Classifier, Standardize
 from mnist_lightning.models.resnet import conv
 
 
+def _norm_relu_conv(inputs: int, outputs: int, kernel_size: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(inputs), nn.ReLU(), conv(inputs, outputs, kernel_size)]
+
+
 class DenseLayer(nn.Module):
     """Batch norm, ReLU, 1x1 convolution to 4k maps, batch norm, ReLU, 3x3 convolution to k maps (section 3).
 
@@ -20,15 +24,8 @@ class DenseLayer(nn.Module):
 
     def __init__(self, inputs: int, growth_rate: int) -> None:
         super().__init__()
-        bottleneck = 4 * growth_rate
-        self.layers = nn.Sequential(
-            nn.BatchNorm2d(inputs),
-            nn.ReLU(),
-            conv(inputs, bottleneck, 1),
-            nn.BatchNorm2d(bottleneck),
-            nn.ReLU(),
-            conv(bottleneck, growth_rate, 3),
-        )
+        width = 4 * growth_rate
+        self.layers = nn.Sequential(*_norm_relu_conv(inputs, width, 1), *_norm_relu_conv(width, growth_rate, 3))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps feature maps [B, inputs, S, S] to [B, inputs + k, S, S]."""
@@ -66,7 +63,7 @@ class DenseNet(Classifier):
         for index, count in enumerate(blocks):
             if index > 0:  # transition layer
                 kept = int(width * compression)
-                layers += [nn.BatchNorm2d(width), nn.ReLU(), conv(width, kept, 1), nn.AvgPool2d(2)]
+                layers += [*_norm_relu_conv(width, kept, 1), nn.AvgPool2d(2)]
                 width = kept
             for _ in range(count):
                 layers.append(DenseLayer(width, growth_rate))

@@ -100,18 +100,13 @@ class GNN(Classifier):
         """
         from mnist_lightning.models.graph_convolutions import edge_geometry
 
-        h = self.embedding(self._standardized(x, pos))
+        # Each column has about zero mean and unit variance.
+        nodes = torch.stack([(x[:, 0] - 0.13) / 0.3, (x[:, 1] * 75 - 1) * 4, *((pos - 0.5) * 4).unbind(dim=1)], dim=1)
         geometry = edge_geometry(x, edge_index, pos)
-        layers = [h]
+        layers = [self.embedding(nodes)]
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            h = h + F.relu(norm(conv(h, edge_index, geometry, neighbors)))
-            layers.append(h)
+            layers.append(layers[-1] + F.relu(norm(conv(layers[-1], edge_index, geometry, neighbors))))
         return layers
-
-    @staticmethod
-    def _standardized(x: Tensor, pos: Tensor) -> Tensor:
-        """Intensity, size and position, [N, 4], with about zero mean and unit variance."""
-        return torch.stack([(x[:, 0] - 0.13) / 0.3, (x[:, 1] * 75 - 1) * 4, *((pos - 0.5) * 4).unbind(dim=1)], dim=1)
 
     def evidence(self, x: Tensor, h: Tensor, batch: Tensor | None = None) -> Tensor:
         """Computes the contribution of each node to each logit from its last embedding.
@@ -130,11 +125,8 @@ class GNN(Classifier):
         weighted, graphs = self._weighted(x, h), _graphs(x, batch)
         parts = []
         for pooling, pooled in self._pooled(weighted, graphs).items():
-            if pooling == "mean":
-                parts.append(weighted / graphs.bincount()[graphs].unsqueeze(1))
-            else:
-                highest = (weighted == pooled[graphs]).float()
-                parts.append(highest * weighted / torch.zeros_like(pooled).index_add(0, graphs, highest)[graphs])
+            chosen = torch.ones_like(weighted) if pooling == "mean" else (weighted == pooled[graphs]).float()
+            parts.append(chosen * weighted / torch.zeros_like(pooled).index_add(0, graphs, chosen)[graphs])
         evidence: Tensor = self.output(torch.cat(parts, dim=1))
         return evidence
 
@@ -146,13 +138,11 @@ class GNN(Classifier):
         """Graph embeddings [B, width] for each kind of pooling."""
         zeros = weighted.new_zeros(int(graphs[-1]) + 1, weighted.shape[1])
         pooled = {}
-        for pooling in self.pooling.split("+"):
-            if pooling == "mean":
-                sums = zeros.index_add(0, graphs, weighted)
-                pooled[pooling] = sums / graphs.bincount(minlength=len(zeros)).unsqueeze(1)
-            else:
-                index = graphs.unsqueeze(1).expand_as(weighted)
-                pooled[pooling] = zeros.scatter_reduce(0, index, weighted, "amax", include_self=False)
+        if "mean" in self.pooling:
+            pooled["mean"] = zeros.index_add(0, graphs, weighted) / graphs.bincount().unsqueeze(1)
+        if "max" in self.pooling:
+            index = graphs.unsqueeze(1).expand_as(weighted)
+            pooled["max"] = zeros.scatter_reduce(0, index, weighted, "amax", include_self=False)
         return pooled
 
 

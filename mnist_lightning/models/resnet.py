@@ -20,6 +20,10 @@ def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Con
     return layer
 
 
+def _conv_norm(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
+    return [conv(inputs, outputs, kernel_size, stride), nn.BatchNorm2d(outputs)]
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 2).
 
@@ -33,16 +37,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            conv(inputs, outputs, 3, stride),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            conv(outputs, outputs, 3),
-            nn.BatchNorm2d(outputs),
-        )
+        first, second = _conv_norm(inputs, outputs, 3, stride), _conv_norm(outputs, outputs, 3)
+        self.residual = nn.Sequential(*first, nn.ReLU(), *second)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(*_conv_norm(inputs, outputs, 1, stride))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps feature maps [B, inputs, S, S] to [B, outputs, S / stride, S / stride]."""
@@ -73,7 +72,7 @@ class ResNet(Classifier):
         if len(channels) != len(blocks) or not channels:
             raise InputError(f"channels and blocks need one entry per stage, got {len(channels)} and {len(blocks)}")
         width = channels[0]
-        self.stem = nn.Sequential(Standardize(), conv(1, width, 3), nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.ReLU())
+        self.stem = nn.Sequential(Standardize(), *_conv_norm(1, width, 3), nn.MaxPool2d(2), nn.ReLU())
         stages: list[nn.Module] = []
         for stage, (outputs, count) in enumerate(zip(channels, blocks, strict=True)):
             for block in range(count):

@@ -35,13 +35,23 @@ class Run:
         folder: The run's folder, `lightning_logs/EXPERIMENT/version_N`.
 
     Attributes:
-        folder: The run's folder; None for an ensemble, which is computed.
+        folder: The run's folder; None for an ensemble, which is computed and has no files.
+        config_file: The config that repeats the run.
+        summary_file: Metrics and facts. It is written last, so only finished runs have it.
+        predictions_file: Logits and labels of the test images.
+        checkpoints: Folder of the checkpoints.
+        best: Checkpoint of the epoch with the best validation accuracy.
+        last: Checkpoint of the last epoch.
     """
 
-    folder: Path | None
-
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder: Path | None = Path(folder)
+        self.config_file = self.folder / "config.yaml"
+        self.summary_file = self.folder / "summary.json"
+        self.predictions_file = self.folder / "test_predictions.npz"
+        self.checkpoints = self.folder / CHECKPOINTS
+        self.best = self.checkpoints / "best.ckpt"
+        self.last = self.checkpoints / "last.ckpt"
 
     @classmethod
     def of(cls, path: str | Path) -> "Run | None":
@@ -65,48 +75,11 @@ class Run:
         run.folder, run.summary, run.predictions, run.settings = None, summary, (logits, labels), {}
         return run
 
-    # Layout
-
-    @property
-    def _path(self) -> Path:
-        assert self.folder is not None, "a computed run has no files"
-        return self.folder
-
     @property
     def experiment(self) -> str:
         """Name of the experiment's folder, also of a run that is not finished."""
-        folder = self._path.absolute()
+        folder = self.checkpoints.absolute().parent
         return folder.parent.name if folder.name.startswith("version_") else folder.name
-
-    @property
-    def config_file(self) -> Path:
-        """The config that repeats the run."""
-        return self._path / "config.yaml"
-
-    @property
-    def summary_file(self) -> Path:
-        """Metrics and facts, written after the test."""
-        return self._path / "summary.json"
-
-    @property
-    def predictions_file(self) -> Path:
-        """Logits and labels of the test images."""
-        return self._path / "test_predictions.npz"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self._path / CHECKPOINTS
-
-    @property
-    def best(self) -> Path:
-        """Checkpoint of the epoch with the best validation accuracy."""
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def last(self) -> Path:
-        """Checkpoint of the last epoch."""
-        return self.checkpoints / "last.ckpt"
 
     @property
     def is_finished(self) -> bool:
@@ -117,8 +90,6 @@ class Run:
         """Returns an existing checkpoint file: the one asked for, or else the best."""
         # A run that was killed during its first epoch may have the best checkpoint and not the last.
         return next((path for path in (self.checkpoints / f"{name}.ckpt", self.best) if path.is_file()), None)
-
-    # Content
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -176,7 +147,7 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What was trained and how, without the seed: flat, as in `{"model": "LeNet5", "model.lr": 0.01}`.
+        """What was trained and how, without the seed: `{"model": "mnist_lightning.LeNet5", "model.lr": 0.01}`.
 
         Without a config, the settings are those of the summary.
 
@@ -188,8 +159,7 @@ class Run:
             return _flat("", {name: self.summary.get(name) for name in names})
         flat: dict[str, Any] = {}
         for part, (path, arguments) in self.config.items():
-            if path:
-                flat[part] = path.split(".")[-1]
+            flat |= {part: path} if path else {}
             incidental = _INCIDENTAL.get(part, set())
             flat |= _flat(f"{part}.", {name: value for name, value in arguments.items() if name not in incidental})
         return flat
@@ -318,24 +288,14 @@ def _differences(run: Run, neighbours: Sequence[Run]) -> list[str]:
     keys = dict.fromkeys(key for neighbour in neighbours for key in neighbour.settings)
     values = {key: [neighbour.settings.get(key, missing) for neighbour in neighbours] for key in keys}
     differing = [key for key in keys if any(value != values[key][0] for value in values[key])]
-    # Other models have other arguments; the name of the class tells enough.
+    # Models of other classes have other arguments; the name of the class tells enough.
     shared = [key for key in differing if missing not in values[key]]
     told_apart = {json.dumps([n.settings[key] for key in shared], default=str) for n in neighbours}
-    shown = shared if len(told_apart) == len(neighbours) else differing
-    return [f"{_short(key, shown)} {_text(run.settings[key])}".strip() for key in shown if key in run.settings]
-
-
-def _short(key: str, keys: Sequence[str]) -> str:
-    """The last part of a setting's name, or the whole name if that is ambiguous; empty for a class."""
-    if key in ("model", "data"):
-        return ""
-    last = key.split(".")[-1]
-    return last if sum(other.split(".")[-1] == last for other in keys) == 1 else key
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_text, value)) + "]"
-    if isinstance(value, float):
-        return repr(value).removesuffix(".0")  # all digits: models may differ in the last one
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    shown = shared if len(told_apart) == len(neighbours) else [key for key in differing if key in run.settings]
+    last_parts = [key.split(".")[-1] for key in shown]
+    words = []
+    for key, last in zip(shown, last_parts, strict=True):
+        text = json.dumps(run.settings[key], default=str).strip('"')
+        name = last if last_parts.count(last) == 1 else key
+        words.append(text.split(".")[-1] if key in ("model", "data") else f"{name} {text}")
+    return words

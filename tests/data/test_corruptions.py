@@ -202,7 +202,7 @@ def test_invalid_arguments_are_rejected(images: Tensor) -> None:
     for severity in (-1, 6):
         with pytest.raises(InputError, match=f"severity must be 0 to 5, got {severity}"):
             corrupt(images, "fog", severity)
-    with pytest.raises(InputError, match=r"must be uint8 \[N, 28, 28\], got float32 \[40, 28, 28\]"):
+    with pytest.raises(InputError, match=r"must be torch.uint8 \[N, 28, 28\], got torch.float32 \[40, 28, 28\]"):
         corrupt(images / 255, "fog")
 
 

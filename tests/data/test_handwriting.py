@@ -140,12 +140,16 @@ def test_all_image_modes_give_the_same_digit(originals: Tensor) -> None:
         assert (digit_of(other).float() - expected).abs().mean() < 8, other.mode
 
 
-@pytest.mark.parametrize("blank", ["white", "black", "noise", "light"])
+@pytest.mark.parametrize("blank", ["white", "black", "dark", "dot", "noise", "light"])
 def test_blank_page_is_rejected(blank: str) -> None:
     random = np.random.default_rng(0)
+    dot = np.ones((28, 28))
+    dot[13:16, 14] = dot[14, 13:16] = 0
     pages = {
         "white": np.ones((50, 60)),
         "black": np.zeros((28, 28)),
+        "dark": np.full((28, 28), 4 / 255),  # used to pass for MNIST format
+        "dot": dot,  # so small that thinning its stroke removes it
         "noise": 0.8 + random.normal(0, 0.05, (280, 280)),
         "light": np.linspace(0.3, 0.9, 300)[None].repeat(200, 0),
     }

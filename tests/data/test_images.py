@@ -29,7 +29,7 @@ def shards(data: MNISTDataModule, loader: str, world_size: int) -> list[Tensor]:
     images = []
     for rank in range(world_size):
         data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)  # type: ignore[assignment]
-        images.append(torch.cat([batch.images for batch in getattr(data, loader)()]))
+        images.append(torch.cat([raw.batch[0] for raw in getattr(data, loader)()]))
     return images
 
 

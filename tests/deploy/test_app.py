@@ -25,7 +25,6 @@ from torch import Tensor
 from mnist_lightning import GNN, MLP, Classifier, InputError, LeNet5
 from mnist_lightning.data.handwriting import digit_of
 from mnist_lightning.data.sources import read
-from mnist_lightning.deploy import app as module
 from mnist_lightning.deploy.app import MAX_REQUEST, answers_html, model_names, serve, start
 from mnist_lightning.runs.run import Run
 
@@ -129,12 +128,11 @@ class Columns(Classifier):
 
 def test_models_without_convolutions() -> None:
     digit = read("digits", train=False)[0][7]
-    mlp, columns = module._answers({"mlp": MLP().eval(), "columns": Columns().eval()}, digit)
-    assert mlp.explanation is not None
-    predicted = mlp.probabilities.argmax()
-    assert mlp.explanation.caption == f"Input gradients: blue is evidence for {predicted}, orange against it"
-    assert columns.explanation is None
-    assert "<figure>" not in answers_html(digit, 1.0, [columns])
+    mlp = MLP().eval()
+    predicted = mlp.classify(digit[None]).argmax()
+    caption = f"<figcaption>Input gradients: blue is evidence for {predicted}, orange against it</figcaption>"
+    assert caption in answers_html({"mlp": mlp}, digit, 1.0)
+    assert "<figure>" not in answers_html({"columns": Columns().eval()}, digit, 1.0)
 
 
 def test_names_of_models(tmp_path: Path) -> None:
@@ -167,6 +165,7 @@ def bomb() -> bytes:
         (url_of(bomb()), "64 million pixels"),
         (url_of(bytes_of(Image.new("L", (90, 90), 255))), "blank"),
         ("data:image/png;base64,?", "the request cannot be read as a picture"),
+        ("data:image/png;base64,é", "the request cannot be read as a picture"),
         (PASSWORDS, "/etc/passwd cannot be read as a picture"),
         (f"file://{PASSWORDS}", "cannot be read as a picture"),
         ({"path": PASSWORDS, "meta": {"_type": "gradio.FileData"}}, "the request cannot be read as a picture"),
@@ -200,6 +199,13 @@ def test_other_requests_are_blocked(app: Any, tmp_path: Path) -> None:
         assert httpx.get(f"{app.local_url}gradio_api/file={forbidden}").status_code in (403, 404)
     for closed in ("monitoring", "monitoring/summary", "docs", "openapi.json"):
         assert httpx.get(app.local_url + closed).status_code in (403, 404)
+
+
+def test_pages_may_load_nothing_from_other_hosts(app: Any) -> None:
+    import httpx
+
+    for response in (httpx.get(app.local_url), httpx.get(f"{app.local_url}absent"), post(app, "blocked")):
+        assert response.headers["content-security-policy"].startswith("default-src 'self' 'unsafe-inline'")
 
 
 def test_pictures_are_not_stored(app: Any) -> None:

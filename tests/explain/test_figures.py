@@ -86,35 +86,37 @@ def test_connectivity_sheet_has_one_row_per_digit(images: Tensor) -> None:
     assert sum(f"evidence for {explanations[0].runner_up}" in text for text in texts) >= 1
 
 
-def explain(model: Classifier, images: Tensor, target: int | None = None) -> list[Saliency]:
+def explain(model: Classifier, images: Tensor, target: int | None = None) -> Saliency:
     return saliency_of_digits(model, [Digit("test", image, None) for image in images], target)
 
 
 def test_saliency_sheet_has_one_row_per_digit(images: Tensor) -> None:
-    explanations = explain(CNN(channels=[8, 16], widths=[]).eval(), images[:2])
-    figure = saliency_sheet(explanations)
+    saliency = explain(CNN(channels=[8, 16], widths=[]).eval(), images[:2])
+    figure = saliency_sheet(saliency)
     assert len(figure.axes) == 12
-    for one in explanations:
-        probabilities = one.probabilities.tolist()
-        assert sorted(probabilities)[-2:] == [probabilities[one.runner_up], probabilities[one.target]]
+    assert saliency.runner_up_maps is not None
+    for row, (target, runner_up) in enumerate(zip(saliency.targets, saliency.runners_up, strict=True)):
+        assert saliency.probabilities[row].topk(2).indices.tolist() == [target, runner_up]
         for words in ("Grad-CAM", "input gradients", "occlusion"):
-            assert f"{words} for {one.target}" in titles(figure)
-        assert f"Grad-CAM for {one.runner_up}" in titles(figure)
-        assert one.runner_up_map is not None
-        assert not torch.equal(one.runner_up_map, one.maps["Grad-CAM"])
+            assert f"{words} for {target}" in titles(figure)
+        assert f"Grad-CAM for {runner_up}" in titles(figure)
+        assert not torch.equal(saliency.runner_up_maps[row], saliency.maps["Grad-CAM"][row])
     curves = {line.get_label(): line.get_ydata() for line in figure.axes[5].lines}
     assert set(curves) == {"random ink", "Grad-CAM", "input gradients", "occlusion"}
     for curve in curves.values():
-        assert float(curve[0]) == pytest.approx(float(explanations[0].probabilities.max()), abs=1e-6)  # type: ignore[index,arg-type]
+        assert float(curve[0]) == pytest.approx(float(saliency.probabilities[0].max()), abs=1e-6)  # type: ignore[index,arg-type]
 
 
 def test_saliency_sheet_of_a_target(images: Tensor) -> None:
     model = LeNet5().eval()
-    (one,) = explain(model, images[:1], target=8)
-    assert one.target == 8
-    assert one.runner_up == int(one.probabilities.argmax()) == one.predicted != 8
-    assert {f"{name} for 8" for name in one.maps} <= set(titles(saliency_sheet([one])))
-    assert float(one.curves["occlusion"][0]) == pytest.approx(float(one.probabilities[8]), abs=1e-6)
+    saliency = explain(model, images[:1], target=8)
+    predicted = int(saliency.probabilities.argmax())
+    assert saliency.targets.tolist() == [8]
+    assert saliency.runners_up.tolist() == [predicted] != [8]
+    texts = titles(saliency_sheet(saliency))
+    assert {f"{name} for 8" for name in saliency.maps} <= set(texts)
+    assert texts[0].startswith(f"{predicted} (")
+    assert float(saliency.curves["occlusion"][0, 0]) == pytest.approx(float(saliency.probabilities[0, 8]), abs=1e-6)
     with pytest.raises(InputError, match="target must be a class from 0 to 9, got 12"):
         explain(model, images[:1], target=12)
 

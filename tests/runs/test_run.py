@@ -23,7 +23,7 @@ def test_a_run_of_fit(logs: Path) -> None:
     assert run.is_finished
     assert (run.name, run.source, run.summary["seed"], run.logits.shape) == ("lenet5", "digits", 1, (360, 10))
     assert run.correct.mean() == pytest.approx(run.summary["test"]["accuracy"])
-    assert run.settings["model"] == "LeNet5"
+    assert run.settings["model"] == "mnist_lightning.LeNet5"
     assert run.settings["model.lr"] == 0.001
     assert run.settings["trainer.max_epochs"] == 1
     assert not {"seed_everything", "data.seed", "data.root"} & run.settings.keys()
@@ -231,7 +231,7 @@ def test_settings_with_equal_last_names_are_named_in_full() -> None:
         computed("a", model__augment__rotate=2.5, data__augment__rotate=[1, 0.5]),
     ]
     assert names(*runs) == [
-        "a, model.augment.rotate 1, data.augment.rotate null",
+        "a, model.augment.rotate 1.0, data.augment.rotate null",
         "a, model.augment.rotate 2.5, data.augment.rotate [1, 0.5]",
     ]
 
@@ -246,7 +246,7 @@ def test_numbers_are_shown_with_all_digits() -> None:
         "a, lr 0.12345678",
         "a, lr 0.12345679",
     ]
-    assert names(computed("a", model__lr=1e-5), computed("a", model__lr=1.0)) == ["a, lr 1e-05", "a, lr 1"]
+    assert names(computed("a", model__lr=1e-5), computed("a", model__lr=1.0)) == ["a, lr 1e-05", "a, lr 1.0"]
 
 
 def test_equal_names_on_different_test_sets_stay_unchanged() -> None:

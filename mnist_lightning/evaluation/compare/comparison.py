@@ -5,11 +5,17 @@ from dataclasses import astuple, dataclass, fields
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import softmax
 
 from mnist_lightning.evaluation.page import Table
-from mnist_lightning.evaluation.statistics import bootstrapped_accuracies, expected_calibration_error, holm, mcnemar
+from mnist_lightning.evaluation.statistics import (
+    Float,
+    Pair,
+    bootstrapped_accuracies,
+    compare_pairs,
+    expected_calibration_error,
+    mcnemar,
+)
 from mnist_lightning.runs.run import Run, best_by_validation, group_by_test_set, mean_of, names_of
 
 # MNIST test images that at least three of five annotators gave the same other digit: index and digit.
@@ -69,35 +75,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two models on the same test images.
-
-    Attributes:
-        first: Name of the model with the higher validation accuracy.
-        second: Name of the other model.
-        difference: Mean test accuracy of the first model minus that of the second.
-        low: Lower end of the difference's 95 % confidence interval, over test images and seeds.
-        high: Upper end of the same interval.
-        p: p-value of McNemar's exact test between the models' best runs by validation accuracy, adjusted for the number
-            of pairs (Holm).
-        better: Name of the better model, or None if the models are not distinguishable.
-        verdict: The result as a sentence.
-    """
-
-    first: str
-    second: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    better: str | None
-    verdict: str
-
-    def __str__(self) -> str:
-        return f"{self.verdict} (p = {self.p:.2g})"
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Models on one test set, sorted by validation accuracy, the best first.
 
@@ -107,7 +84,7 @@ class Comparison:
         groups: Runs of each model, one per seed.
         chosen: Run of each model with the best validation accuracy.
         rows: Results of each model.
-        pairs: All pairs of models.
+        pairs: All pairs of models. The p-values are those of McNemar's exact test between the chosen runs.
     """
 
     source: str
@@ -127,7 +104,7 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
     """Compares the models on each test set.
 
     One model is better than another if two conditions hold: the bootstrapped 95 % confidence interval of the difference
-    excludes zero, and McNemar's test with Holm's adjustment gives p < 0.05.
+    excludes zero, and McNemar's exact test with Holm's adjustment gives p < 0.05.
 
     Args:
         runs: Finished runs of any models, sources and seeds.
@@ -158,48 +135,45 @@ def ensembles(runs: Sequence[Run]) -> list[Run]:
         probabilities = np.mean([softmax(run.logits.astype(float), axis=1) for run in members], axis=0)
         votes = np.mean([np.eye(10)[run.logits.argmax(axis=1)] for run in members], axis=0)
         votes = (votes + 1e-3 * probabilities) / 1.001
-        sums = {
-            name: sum(run.summary.get(name, 0) for run in members)
-            for name in ("parameters", "size_kib", "train_seconds")
-        }
-        for name, values in {"mean probability": probabilities, "majority vote": votes}.items():
-            summary = {
-                "experiment": f"ensemble: {name}",
-                "model": f"{len(members)} models",
-                "source": members[0].source,
-            }
+        summary = {"model": f"{len(members)} models", "source": members[0].source, "seed": 0}
+        for name in ("parameters", "size_kib", "train_seconds"):
+            summary[name] = sum(run.summary.get(name, 0) for run in members)
+        for name, values in (("mean probability", probabilities), ("majority vote", votes)):
             logits = np.log(values + 1e-12).astype(np.float32)
-            combined.append(Run.computed({**summary, "seed": 0, **sums}, logits, members[0].labels))
+            combined.append(Run.computed({**summary, "experiment": f"ensemble: {name}"}, logits, members[0].labels))
     return combined
 
 
 def _comparison(groups: list[list[Run]]) -> Comparison:
-    samples = bootstrapped_accuracies([np.stack([run.correct for run in group]) for group in groups])
-    rows = [_row(*model) for model in zip(names_of(groups), groups, samples, strict=True)]
+    correct = [np.stack([run.correct for run in group]) for group in groups]
+    accuracies, samples = [runs.mean(axis=1) for runs in correct], bootstrapped_accuracies(correct)
+    names = names_of(groups)
     chosen = [best_by_validation(group) for group in groups]
-    indices = list(combinations(range(len(groups)), 2))
-    p_values = holm([mcnemar(chosen[first].correct, chosen[second].correct) for first, second in indices])
-    pairs = [
-        _pair(rows[first], rows[second], samples[first] - samples[second], p)
-        for (first, second), p in zip(indices, p_values, strict=True)
-    ]
-    return Comparison(chosen[0].source, len(chosen[0].labels), groups, chosen, rows, pairs)
+    p_values = [mcnemar(first.correct, second.correct) for first, second in combinations(chosen, 2)]
+    return Comparison(
+        source=chosen[0].source,
+        images=len(chosen[0].labels),
+        groups=groups,
+        chosen=chosen,
+        rows=[_row(*model) for model in zip(names, groups, accuracies, samples, strict=True)],
+        pairs=compare_pairs(names, accuracies, samples, p_values),
+    )
 
 
-def _row(name: str, group: list[Run], samples: NDArray[np.float64]) -> Row:
+def _row(name: str, group: list[Run], accuracies: Float, samples: Float) -> Row:
     summary = group[0].summary
-    accuracies = [run.correct.mean() for run in group]
-    low, high = np.percentile(samples, [2.5, 97.5])
-    epochs, seconds = _mean(group, "epochs"), _mean(group, "train_seconds")
+    low, high = map(float, np.percentile(samples, [2.5, 97.5]))
+    costs = [(run.summary.get("epochs", np.nan), run.summary.get("train_seconds", np.nan)) for run in group]
+    epochs, seconds = np.mean(costs, axis=0).tolist()
     images = sum(summary.get("train", {}).get("support", []))
     return Row(
         name=name,
         model=str(summary.get("model")),
         seeds=len(group),
-        test_accuracy=float(np.mean(accuracies)),
-        test_accuracy_sd=float(np.std(accuracies, ddof=1)) if len(group) > 1 else np.nan,
-        low=float(low),
-        high=float(high),
+        test_accuracy=float(accuracies.mean()),
+        test_accuracy_sd=float(accuracies.std(ddof=1)) if len(group) > 1 else np.nan,
+        low=low,
+        high=high,
         test_loss=mean_of(group, "test", "loss"),
         corrected_accuracy=float(np.mean([_corrected_accuracy(run) for run in group])),
         calibration_error=float(np.mean([expected_calibration_error(run.logits, run.labels) for run in group])),
@@ -217,32 +191,12 @@ def _row(name: str, group: list[Run], samples: NDArray[np.float64]) -> Row:
     )
 
 
-def _mean(group: list[Run], name: str) -> float:
-    return float(np.mean([run.summary.get(name, np.nan) for run in group]))
-
-
 def _corrected_accuracy(run: Run) -> float:
     if run.source != "mnist" or len(run.labels) != 10_000:  # the indices in CONSENSUS are those of MNIST's test set
         return np.nan
     labels = run.labels.copy()
     labels[list(CONSENSUS)] = list(CONSENSUS.values())
     return float((run.logits.argmax(axis=1) == labels).mean())
-
-
-def _pair(first: Row, second: Row, samples: NDArray[np.float64], p: float) -> Pair:
-    low, high = (float(end) for end in np.percentile(samples, [2.5, 97.5]))
-    difference = first.test_accuracy - second.test_accuracy
-    n = f"n = {first.seeds}" if first.seeds == second.seeds else f"n = {first.seeds} and {second.seeds}"
-    better = None
-    verdict = f"{first.name} and {second.name} are not distinguishable at {n}"
-    if p < 0.05 and (low > 0 or high < 0):
-        winner, loser, interval = first, second, (difference, low, high)
-        if difference < 0:
-            winner, loser, interval = second, first, (-difference, -high, -low)
-        better = winner.name
-        gain, least, most = (100 * value for value in interval)
-        verdict = f"{better} is better than {loser.name} by {gain:.2f} points ({least:.2f} to {most:.2f}), {n}"
-    return Pair(first.name, second.name, difference, low, high, p, better, verdict)
 
 
 def _percent(value: float) -> str:

@@ -1,14 +1,14 @@
 """Figures of a comparison: curves, accuracies, calibration and mistakes."""
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.metrics import f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,9 +18,8 @@ from mnist_lightning.data.sources import CLASSES, read
 from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation import charts
 from mnist_lightning.evaluation.compare.comparison import Comparison
+from mnist_lightning.evaluation.statistics import Float
 from mnist_lightning.runs.run import Run
-
-_EMPTY = (np.empty(0), np.empty(0))
 
 
 def draw_all(comparison: Comparison) -> Iterator[tuple[str, Figure, str]]:
@@ -32,9 +31,7 @@ def draw_all(comparison: Comparison) -> Iterator[tuple[str, Figure, str]]:
     caption = "Test accuracy: mean, 95 % confidence interval, and each seed (circles)."
     yield "accuracies", accuracies(comparison), caption
     yield "costs", costs(comparison), "Test accuracy against model size and training time."
-    caption = (
-        "Reliability diagram. Models below the diagonal are overconfident. Bins of fewer than ten images are omitted."
-    )
+    caption = "Reliability diagram. Models below the diagonal are overconfident. Bins below ten images are omitted."
     yield "calibration", reliability(comparison), caption
     yield "f1", f1_scores(comparison), "F1 of each digit, averaged over the seeds."
     caption = "Agreement between models. Low agreement at similar accuracy makes a good ensemble."
@@ -62,13 +59,9 @@ def curves(comparison: Comparison) -> Figure:
     """Draws loss and error over the epochs, one line per run: training dashed, validation solid."""
     figure, panels = _two_panels(comparison)
     for group, colour in zip(comparison.groups, charts.palette(len(comparison.rows)), strict=True):
-        for run in group:
-            scalars = _scalars(run)
-            for split, style in (("train", "--"), ("val", "-")):
-                epochs, loss = scalars.get(f"{split}/loss", _EMPTY)
-                panels[0].plot(epochs, loss, style, color=colour, linewidth=1.1, alpha=0.8)
-                epochs, accuracy = scalars.get(f"{split}/acc", _EMPTY)
-                panels[1].plot(epochs, 100 * (1 - accuracy), style, color=colour, linewidth=1.1, alpha=0.8)
+        for tag, epochs, values in chain.from_iterable(map(_scalars, group)):
+            axes, y = (panels[0], values) if tag.endswith("loss") else (panels[1], 100 * (1 - values))
+            axes.plot(epochs, y, "--" if tag.startswith("train") else "-", color=colour, linewidth=1.1, alpha=0.8)
     for axes, label in zip(panels, ("loss", "error %"), strict=True):
         axes.set(xlabel="epoch", ylabel=label, yscale="log")
         axes.grid(alpha=0.3, which="both")
@@ -77,20 +70,17 @@ def curves(comparison: Comparison) -> Figure:
     return figure
 
 
-def _scalars(run: Run) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Reads a run's TensorBoard scalars: epochs and mean values per epoch, by tag."""
-    steps, epochs = run.summary.get("steps", 0), run.summary.get("epochs", 0)
-    if run.folder is None or not steps or not epochs:
-        return {}
+def _scalars(run: Run) -> Iterator[tuple[str, Float, Float]]:
+    """Reads a run's TensorBoard scalars: tag, epochs, and mean value in each epoch."""
+    steps = run.summary.get("steps")
+    if not steps:  # an ensemble
+        return
     events = EventAccumulator(str(run.folder), size_guidance={"images": 1, "tensors": 1}).Reload()
-    scalars = {}
-    for tag in events.Tags()["scalars"]:
-        points = events.Scalars(tag)
-        epoch = np.ceil([(point.step + 1) * epochs / steps for point in points]).clip(1, epochs)
-        values = np.array([point.value for point in points])
+    for tag in sorted({"train/loss", "train/acc", "val/loss", "val/acc"} & set(events.Tags()["scalars"])):
+        step, value = np.array([(point.step, point.value) for point in events.Scalars(tag)]).T
+        epoch = np.ceil((step + 1) * run.summary["epochs"] / steps).clip(1, run.summary["epochs"])
         logged = np.unique(epoch)
-        scalars[tag] = logged, np.array([values[epoch == e].mean() for e in logged])
-    return scalars
+        yield tag, logged, np.array([value[epoch == e].mean() for e in logged])
 
 
 def accuracies(comparison: Comparison) -> Figure:
@@ -129,26 +119,20 @@ def confusions(comparison: Comparison) -> Figure:
     columns = min(3, len(comparison.chosen))
     rows = -(-len(comparison.chosen) // columns)
     figure = Figure(figsize=(4.4 * columns, 4.3 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels[len(comparison.chosen) :]:
-        axes.set_axis_off()
-    for axes, row, run in zip(panels, comparison.rows, comparison.chosen, strict=False):
+    for place, (name, run) in enumerate(zip(comparison.names, comparison.chosen, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, place)
         charts.draw_confusion_matrix(axes, torch.from_numpy(run.logits), torch.from_numpy(run.labels))
-        axes.set_title(row.name)
+        axes.set_title(name)
     return figure
 
 
 def f1_scores(comparison: Comparison) -> Figure:
     """Draws the F1 score of each digit, averaged over the seeds."""
-    scores = [np.mean([_f1(run) for run in group], axis=0) for group in comparison.groups]
+    f1 = partial(f1_score, labels=range(CLASSES), average=None, zero_division=0.0)
+    scores = [
+        np.mean([f1(run.labels, run.logits.argmax(axis=1)) for run in runs], axis=0) for runs in comparison.groups
+    ]
     return charts.heat_map(100 * np.stack(scores), comparison.names, range(CLASSES), "F1 %", "{:.2f}")
-
-
-def _f1(run: Run) -> NDArray[np.float64]:
-    scores: NDArray[np.float64] = f1_score(
-        run.labels, run.logits.argmax(axis=1), labels=range(CLASSES), average=None, zero_division=0.0
-    )
-    return scores
 
 
 def agreement(comparison: Comparison) -> Figure:
@@ -165,17 +149,13 @@ def frequent_confusions(comparison: Comparison, count: int = 12) -> Figure:
         comparison: The comparison.
         count: Maximum number of pairs of label and prediction.
     """
-    counters = [Counter(_mistakes(run)) for run in comparison.chosen]
-    total: Counter[tuple[int, int]] = sum(counters, Counter())
-    most = [pair for pair, _ in total.most_common(count)]
-    values = np.array([[counter[pair] for pair in most] for counter in counters]).reshape(len(counters), len(most))
-    names = [f"{label} as {predicted}" for label, predicted in most]
-    return charts.heat_map(values, comparison.names, names, "mistakes", "{:.0f}")
-
-
-def _mistakes(run: Run) -> list[tuple[int, int]]:
-    wrong = ~run.correct
-    return list(zip(run.labels[wrong].tolist(), run.logits.argmax(axis=1)[wrong].tolist(), strict=True))
+    answers = [CLASSES * run.labels + run.logits.argmax(axis=1) for run in comparison.chosen]
+    counts = np.stack([np.bincount(pairs, minlength=CLASSES**2) for pairs in answers])
+    counts[:, :: CLASSES + 1] = 0  # correct answers
+    total = counts.sum(axis=0)
+    most = [pair for pair in np.argsort(-total, kind="stable")[:count] if total[pair]]
+    names = [f"{pair // CLASSES} as {pair % CLASSES}" for pair in most]
+    return charts.heat_map(counts[:, most].astype(float), comparison.names, names, "mistakes", "{:.0f}")
 
 
 def reliability(comparison: Comparison) -> Figure:
@@ -199,17 +179,13 @@ def shared_mistakes(comparison: Comparison, images: Tensor, count: int = 20) -> 
         images: Test images, uint8 [N, 28, 28].
         count: Maximum number of digits.
     """
-    wrong = np.flatnonzero(np.logical_and.reduce([~run.correct for run in comparison.chosen]))
+    wrong = np.flatnonzero(~np.any([run.correct for run in comparison.chosen], axis=0))
     probabilities = np.mean([softmax(run.logits[wrong], axis=1) for run in comparison.chosen], axis=0)
-    order = np.argsort(-probabilities.max(axis=1), kind="stable")[:count]
-    labels = comparison.chosen[0].labels
-    captions = [
-        f"#{wrong[i]}, label {labels[wrong[i]]}\n{probabilities[i].argmax()} ({100 * probabilities[i].max():.0f} %)"
-        for i in order
-    ]
-    return charts.digit_sheet(
-        images[torch.from_numpy(wrong[order])], captions, f"{len(wrong)} digits all models misclassify"
-    )
+    labels, answers, confidence = comparison.chosen[0].labels[wrong], probabilities.argmax(1), probabilities.max(1)
+    order = np.argsort(-confidence, kind="stable")[:count]
+    captions = [f"#{wrong[i]}, label {labels[i]}\n{answers[i]} ({100 * confidence[i]:.0f} %)" for i in order]
+    title = f"{len(wrong)} digits all models misclassify"
+    return charts.digit_sheet(images[torch.from_numpy(wrong[order])], captions, title)
 
 
 def single_mistakes(comparison: Comparison, images: Tensor, count: int = 20) -> Figure:
@@ -220,17 +196,14 @@ def single_mistakes(comparison: Comparison, images: Tensor, count: int = 20) -> 
         images: Test images, uint8 [N, 28, 28].
         count: Maximum number of digits.
     """
-    wrong = np.stack([~run.correct for run in comparison.chosen])
-    mistakes = []
-    for image in np.flatnonzero(wrong.sum(axis=0) == 1).tolist():
-        model = int(wrong[:, image].argmax())
-        probabilities = softmax(comparison.chosen[model].logits[image])
-        mistakes.append((float(probabilities.max()), image, model, int(probabilities.argmax())))
-    mistakes.sort(reverse=True)
-    labels = comparison.chosen[0].labels
+    correct = np.stack([run.correct for run in comparison.chosen])
+    models, wrong = np.nonzero(~correct & (correct.sum(axis=0) == len(correct) - 1))
+    probabilities = softmax(np.stack([run.logits for run in comparison.chosen])[models, wrong], axis=1)
+    labels, answers, confidence = comparison.chosen[0].labels[wrong], probabilities.argmax(1), probabilities.max(1)
+    order = np.argsort(-confidence, kind="stable")[:count]
     captions = [
-        f"#{image}, label {labels[image]}\n{comparison.rows[model].name}: {answer} ({100 * confidence:.0f} %)"
-        for confidence, image, model, answer in mistakes[:count]
+        f"#{wrong[i]}, label {labels[i]}\n{comparison.names[models[i]]}: {answers[i]} ({100 * confidence[i]:.0f} %)"
+        for i in order
     ]
-    chosen = torch.tensor([image for _, image, _, _ in mistakes[:count]], dtype=torch.long)
-    return charts.digit_sheet(images[chosen], captions, f"{len(mistakes)} digits only one model misclassifies")
+    title = f"{len(wrong)} digits only one model misclassifies"
+    return charts.digit_sheet(images[torch.from_numpy(wrong[order])], captions, title)

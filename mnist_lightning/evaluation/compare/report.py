@@ -28,6 +28,8 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> 
         InputError: If a path is not a folder, or there is no finished run.
     """
     # `compare --help` doesn't wait for these imports.
+    from rich.console import Console
+
     from mnist_lightning.evaluation.compare.comparison import MAIN_COLUMNS, compare, ensembles, raw_table, results_table
     from mnist_lightning.evaluation.compare.figures import draw_all
 
@@ -38,18 +40,11 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> 
     sections, markdown = [], []
     for number, comparison in enumerate(comparisons, start=1):
         prefix = f"{number}-" if number > 1 else ""
-        table = results_table(comparison)
-        figures = draw_all(comparison)
+        table, figures = results_table(comparison), draw_all(comparison)
         pictures = [picture(figure, caption, folder / f"{prefix}{name}.png") for name, figure, caption in figures]
         sections.append((comparison, table, pictures))
         markdown.append("\n".join([table.markdown(), *(f"- {pair}" for pair in comparison.pairs), ""]))
-    page = render(
-        "evaluation/templates/compare.html",
-        title="Comparison",
-        runs=len(finished),
-        left_out=left_out,
-        sections=sections,
-    )
+    page = render("evaluation/templates/compare.html", runs=len(finished), left_out=left_out, sections=sections)
     write_whole(folder / "table.csv", raw_table(comparisons).csv().encode())
     write_whole(folder / "table.md", "\n".join(markdown).encode())
     write_whole(folder / "index.html", page.encode())
@@ -58,7 +53,10 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> 
     if len(finished) == 1:
         table, lines = _summary(finished[0])
         tables.append(table)
-        write_whole(folder / "summary.txt", _text(table, lines).encode())
+        text = StringIO()
+        Console(file=text, width=160).print(table)
+        print(*lines, sep="\n", file=text)
+        write_whole(folder / "summary.txt", text.getvalue().encode())
     return Report(folder / "index.html", tables, lines, left_out)
 
 
@@ -69,15 +67,5 @@ def _summary(run: Run) -> tuple[Table, list[str]]:
     summary = run.summary
     splits = {split: Metrics(**summary[split]) for split in ("train", "val", "test") if summary.get(split)}
     names = ("parameters", "epochs", "best_epoch", "train_seconds", "device", "hyper_parameters", "versions")
-    return (
-        metrics_table(splits, f"{run.name}: {summary['model']} on {run.source}, seed {summary['seed']}"),
-        [f"{name.replace('_', ' ')}: {summary.get(name)}" for name in names],
-    )
-
-
-def _text(table: Table, lines: list[str]) -> str:
-    from rich.console import Console
-
-    text = StringIO()
-    Console(file=text, width=160).print(table)
-    return text.getvalue() + "".join(f"{line}\n" for line in lines)
+    title = f"{run.name}: {summary['model']} on {run.source}, seed {summary['seed']}"
+    return metrics_table(splits, title), [f"{name.replace('_', ' ')}: {summary.get(name)}" for name in names]

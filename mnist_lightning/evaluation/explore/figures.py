@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mnist_lightning.data.sources import CLASSES
 from mnist_lightning.evaluation.charts import digit_sheet
 from mnist_lightning.evaluation.explore.exploration import Exploration, tsne_map
-
-_COLOURS = [f"C{digit}" for digit in range(CLASSES)]
 
 
 def draw_all(exploration: Exploration) -> Iterator[tuple[str, Figure, str]]:
@@ -22,32 +21,33 @@ def draw_all(exploration: Exploration) -> Iterator[tuple[str, Figure, str]]:
     yield "mean-images", digit_sheet(means, names, "Mean image of each class"), "Mean of the training images."
     caption = "Standard deviation of each pixel in the training images."
     yield "deviation-images", digit_sheet(deviations, names, "Variation within each class"), caption
-    first = [i for digit in range(CLASSES) for i in (exploration.labels == digit).nonzero().flatten()[:2].tolist()]
+    first = [(i, "") for digit in range(CLASSES) for i in np.flatnonzero(exploration.labels == digit)[:2].tolist()]
     yield "samples", _sheet(exploration, first, "Samples"), "The first two images of each class."
     yield "intensity", intensities(exploration), "Intensity of non-black pixels, and mean intensity by class."
     yield "sizes", sizes(exploration), "Height and width of the digits, and their centres of mass."
-    yield "pca", _map(exploration, *_first_components(exploration)), "The first two principal components."
+    sample = torch.from_numpy(np.random.default_rng(0).permutation(len(exploration.labels)))
+    points = exploration.components[sample[:5000], :2].numpy()
+    yield "pca", _map(exploration.labels[sample[:5000]], points), "The first two principal components."
+    points = tsne_map(exploration.components[sample[:1500]])
     caption = "t-SNE of a random sample. Small distances mean similar images; large distances mean little."
-    yield "t-sne", _map(exploration, *tsne_map(exploration)), caption
+    yield "t-sne", _map(exploration.labels[sample[:1500]], points), caption
     pairs = exploration.closest_across(10)
-    indices = [i for test, train, _ in pairs for i in (test, train)]
-    notes = [f"distance {distance:.2f}" for *_, distance in pairs for _ in range(2)]
-    figure = _sheet(exploration, indices, "Test images most similar to a training image", notes)
+    digits = [(i, f"\ndistance {distance:.2f}") for test, train, distance in pairs for i in (test, train)]
+    figure = _sheet(exploration, digits, "Test images most similar to a training image")
     yield "near-duplicates", figure, "Each test image is followed by its nearest training image."
-    suspicious = exploration.suspicious()
-    notes = [f"{100 * share:.0f} % of neighbours: {other}" for _, other, share in suspicious]
-    figure = _sheet(exploration, [i for i, _, _ in suspicious], "Suspicious labels", notes)
+    digits = [(i, f"\n{100 * share:.0f} % of neighbours: {other}") for i, other, share in exploration.suspicious()]
+    figure = _sheet(exploration, digits, "Suspicious labels")
     caption = "Images with more neighbours of another class than of their own. Check an image before relabelling."
     yield "suspicious-labels", figure, caption
     caption = "The two images of each class with the largest mean distance to their nearest neighbours."
-    yield "outliers", _sheet(exploration, exploration.outliers(), "Outliers"), caption
+    yield "outliers", _sheet(exploration, [(i, "") for i in exploration.outliers()], "Outliers"), caption
 
 
-def _sheet(exploration: Exploration, indices: list[int], title: str, notes: list[str] | None = None) -> Figure:
-    captions = [f"{exploration.name(i)}: {exploration.labels[i]}" for i in indices]
-    if notes is not None:
-        captions = [f"{caption}\n{note}" for caption, note in zip(captions, notes, strict=True)]
-    return digit_sheet(exploration.images[torch.tensor(indices, dtype=torch.long)], captions, title)
+def _sheet(exploration: Exploration, digits: list[tuple[int, str]], title: str) -> Figure:
+    """Draws digits, each given by its index and a note for the caption."""
+    captions = [f"{exploration.name(i)}: {exploration.labels[i]}{note}" for i, note in digits]
+    indices = torch.tensor([i for i, _ in digits], dtype=torch.long)
+    return digit_sheet(exploration.images[indices], captions, title)
 
 
 def class_balance(exploration: Exploration) -> Figure:
@@ -55,7 +55,7 @@ def class_balance(exploration: Exploration) -> Figure:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     for axes, train, title in zip(figure.subplots(1, 2), (True, False), ("training", "test"), strict=True):
         counts = exploration.counts(train)
-        axes.bar(range(CLASSES), counts, color=_COLOURS)
+        axes.bar(range(CLASSES), counts, color=[f"C{digit}" for digit in range(CLASSES)])
         axes.axhline(np.mean(counts), color="#555555", linewidth=1)
         axes.set(xticks=range(CLASSES), title=title, xlabel="digit", ylabel="images")
     return figure
@@ -89,18 +89,12 @@ def sizes(exploration: Exploration) -> Figure:
     return figure
 
 
-def _first_components(exploration: Exploration) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    sample = np.random.default_rng(0).permutation(len(exploration.labels))[:5000]
-    return sample, exploration.components[torch.from_numpy(sample), :2].numpy()
-
-
-def _map(exploration: Exploration, sample: NDArray[np.int64], points: NDArray[np.float32]) -> Figure:
+def _map(labels: Tensor, points: NDArray[np.float32]) -> Figure:
     figure = Figure(figsize=(6.5, 6), layout="constrained")
     axes = figure.subplots()
-    labels = exploration.labels.numpy()[sample]
     for digit in range(CLASSES):
-        x, y = points[labels == digit].T
+        x, y = points[labels.numpy() == digit].T
         # Markers are digits: ten colours alone are hard to tell apart.
-        axes.scatter(x, y, s=22, marker=f"${digit}$", color=_COLOURS[digit], linewidths=0.3, alpha=0.7)
+        axes.scatter(x, y, s=22, marker=f"${digit}$", color=f"C{digit}", linewidths=0.3, alpha=0.7)
     axes.set(xticks=[], yticks=[])
     return figure

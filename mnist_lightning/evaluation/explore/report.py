@@ -30,16 +30,19 @@ def explore_data(source: str = "mnist", root: str | None = None, output: str = "
     from mnist_lightning.evaluation.explore.exploration import explore
     from mnist_lightning.evaluation.explore.figures import draw_all
 
-    exploration = explore(source, read(source, root, train=True), read(source, root, train=False))
+    exploration = explore(read(source, root, train=True), read(source, root, train=False))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
+    duplicates = exploration.duplicates()
     page = render(
         "evaluation/templates/explore.html",
-        title=f"The data: {source}",
-        train=exploration.train,
-        test=len(exploration.labels) - exploration.train,
+        source=source,
+        exploration=exploration,
         table=_table(exploration),
-        facts=_facts(exploration),
+        duplicates=[f"{exploration.name(first)} = {exploration.name(second)}" for first, second in duplicates],
+        leaked=sum(first < exploration.train <= second for first, second in duplicates),
+        centre=exploration.centres[exploration.intensity > 0].mean(dim=0).tolist(),
+        black=float((exploration.images == 0).float().mean()),
         pictures=[picture(figure, caption, folder / f"{name}.png") for name, figure, caption in draw_all(exploration)],
     )
     write_whole(folder / "index.html", page.encode())
@@ -57,24 +60,12 @@ def _table(exploration: "Exploration") -> Table:
     for name, train in (("training", True), ("test", False)):
         counts = exploration.counts(train)
         rows.append([name, *(f"{count:,}" for count in (*counts, sum(counts)))])
-    rows.append(["mean intensity", *by_class(exploration.intensity, ".3f")])
-    rows.append(["height", *by_class(exploration.boxes[:, 0].float(), ".1f")])
-    rows.append(["width", *by_class(exploration.boxes[:, 1].float(), ".1f")])
-    variability = [*exploration.variability.tolist(), float(exploration.variability.mean())]
-    rows.append(["variability", *(f"{value:.2f}" for value in variability)])
-    return Table("Classes", ["", *map(str, range(10)), "all"], rows)
-
-
-def _facts(exploration: "Exploration") -> list[str]:
-    """Describes duplicates, centres of mass and black pixels, one sentence each."""
-    duplicates = exploration.duplicates()
-    pairs = [f"{exploration.name(first)} = {exploration.name(second)}" for first, second in duplicates[:20]]
-    across = sum(first < exploration.train <= second for first, second in duplicates)
-    row, column = exploration.centres[exploration.intensity > 0].mean(dim=0).tolist()
-    return [
-        f"Identical images: {len(duplicates)}{': ' if pairs else ''}{', '.join(pairs)}"
-        f"{', …' if len(duplicates) > len(pairs) else ''}.",
-        f"Test images that are identical to a training image: {across}.",
-        f"Mean centre of mass: row {row:.2f}, column {column:.2f} (the middle is 14). "
-        f"Black pixels: {100 * (exploration.images == 0).float().mean():.1f} %.",
+    height, width = exploration.boxes.float().t()
+    variability = (exploration.deviations / 255).square().sum(dim=(1, 2)).sqrt()  # distance from the mean image
+    rows += [
+        ["mean intensity", *by_class(exploration.intensity, ".3f")],
+        ["height", *by_class(height, ".1f")],
+        ["width", *by_class(width, ".1f")],
+        ["variability", *(f"{value:.2f}" for value in (*variability, variability.mean()))],
     ]
+    return Table("Classes", ["", *map(str, range(10)), "all"], rows)

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_lightning.evaluation.charts import draw_reliability, heat_map, legend, palette
+from mnist_lightning.evaluation.charts import draw_cells, draw_reliability, heat_map, legend, palette
 from mnist_lightning.evaluation.robustness.measure import SEVERITIES, Robustness
 from mnist_lightning.evaluation.robustness.unknowns import Detection
 from mnist_lightning.evaluation.statistics import Float, expected_calibration_error
@@ -19,83 +20,59 @@ from mnist_lightning.runs.run import best_by_validation
 
 def draw_errors(results: Robustness) -> Iterator[tuple[str, Figure, str]]:
     """Yields the file name, figure and caption of each figure of errors and corrupted digits."""
-    yield "errors", error_map(results), "Error by corruption, mean over the seeds."
+    figure = _condition_map(results, results.errors, "error %")
+    yield "errors", figure, "Error by corruption, mean over the seeds."
     yield "corrupted-digits", corrupted_digits(results), "The first test digit of each class under each corruption."
     if results.has_all_severities:
-        yield (
-            "severities",
-            severity_curves(results),
-            "Error against severity, on a scale that is linear up to 1 % and logarithmic above. "
-            "Circles mark the severities of MNIST-C's files.",
-        )
-        yield (
-            "digits-by-severity",
-            digits_by_severity(results),
-            "A digit under each corruption at each severity. Frames mark the severities of MNIST-C's files.",
-        )
-    yield (
-        "mean-errors",
-        mean_errors(results),
-        "Mean error over the 15 corruptions. Lines are 95 % intervals, circles single seeds, ticks clean errors.",
-    )
+        caption = "Error against severity, logarithmic above 1 %. Circles mark the severities of MNIST-C's files."
+        yield "severities", severity_curves(results), caption
+        caption = "A digit under each corruption at each severity. Frames mark the severities of MNIST-C's files."
+        yield "digits-by-severity", digits_by_severity(results), caption
+    caption = "Mean error over the 15 corruptions. Lines are 95 % intervals, circles single seeds, ticks clean errors."
+    yield "mean-errors", mean_errors(results), caption
 
 
 def draw_calibration(results: Robustness) -> Iterator[tuple[str, Figure, str]]:
     """Yields the file name, figure and caption of each figure of calibration."""
-    yield (
-        "calibration",
-        calibration_map(results),
-        "Expected calibration error by corruption, mean over the seeds, before temperature scaling.",
-    )
-    names, predictions, colours = [], [], []
+    figure = _condition_map(results, results.calibration_errors, "expected calibration error %")
+    caption = "Expected calibration error by corruption, mean over the seeds, before temperature scaling."
+    yield "calibration", figure, caption
+    scaled = []
     for model, logits, colour in zip(results.models, results.clean_logits, palette(len(results.models)), strict=True):
         best = model.runs.index(best_by_validation(model.runs))
-        if not np.isnan(temperature := float(model.temperatures[best])):
-            names.append(model.name)
-            predictions.append((logits[best], results.labels, temperature))
-            colours.append(colour)
-    if names:
-        yield (
-            "reliability",
-            reliability_before_and_after(names, predictions, colours),
-            "Clean digits, for each model's best run by validation accuracy. "
-            "Below the diagonal, a model is overconfident.",
-        )
+        temperature = model.temperatures[best]
+        if temperature is not None:
+            scaled.append((model.name, logits[best], temperature, colour))
+    if scaled:
+        figure = reliability_before_and_after(scaled, results.test_set.labels.numpy())
+        caption = "Clean digits, best run by validation accuracy. Models below the diagonal are overconfident."
+        yield "reliability", figure, caption
 
 
 def draw_unknowns(results: Robustness) -> Iterator[tuple[str, Figure, str]]:
     """Yields the file name, figure and caption of each figure of out-of-distribution detection."""
-    names = [model.name for model in results.models]
-    detections = [results.mean_detections(model) for model in range(len(names))]
-    yield (
-        "unknowns",
-        detection_map(names, detections),
-        "Detection of pictures without digits, mean over the seeds.",
-    )
+    figure = detection_map([model.name for model in results.models], results.mean_detections)
+    yield "unknowns", figure, "Detection of pictures without digits, mean over the seeds."
     yield "unknown-pictures", unknown_pictures(results.unknown), "Samples of the pictures without digits."
 
 
 def corrupted_digits(results: Robustness) -> Figure:
     """Draws the same digits under each corruption at the severities of MNIST-C's files, one row per corruption."""
     rows = [0, *results.published]
-    figure = _sheet(results.samples[rows], [results.conditions[row].name for row in rows])
-    figure.axes[0].set_xticks([])
-    return figure
+    return _sheet(results.samples[rows], [results.conditions[row].name for row in rows])
 
 
 def digits_by_severity(results: Robustness) -> Figure:
     """Draws one digit per corruption at severities 0 to 5, with a frame at the severity of MNIST-C's files."""
     names = [results.conditions[index].name for index in results.published]
-    digits = results.samples.shape[1]
-    severities = [[0] * len(names), *map(results.at_severity, SEVERITIES)]
-    rows = torch.arange(len(names))
-    columns = [results.samples[column][rows, rows % digits] for column in map(torch.tensor, severities)]
-    figure = _sheet(torch.stack(columns, dim=1), names, top=0.55)
+    conditions = torch.tensor([[0] * len(names), *map(results.at_severity, SEVERITIES)]).t()  # [15, 6]
+    digits = torch.arange(len(names)) % results.samples.shape[1]
+    figure = _sheet(results.samples[conditions, digits[:, None]], names, top=0.55)
     axes = figure.axes[0]
     for row, index in enumerate(results.published):
         corner = (28 * results.conditions[index].severity - 0.5, 28 * row - 0.5)
         axes.add_patch(Rectangle(corner, 28, 28, fill=False, edgecolor="#E69F00", linewidth=2, clip_on=False))
-    axes.set_xticks(28 * np.arange(len(severities)) + 13.5, [str(severity) for severity in (0, *SEVERITIES)])
+    axes.set_xticks(28 * np.arange(6) + 13.5, map(str, (0, *SEVERITIES)))
     axes.set_xlabel("severity")
     axes.xaxis.set_label_position("top")
     return figure
@@ -111,9 +88,7 @@ def unknown_pictures(sets: Mapping[str, Tensor]) -> Figure:
     for row, images in zip(rows, sets.values(), strict=True):
         chosen = np.linspace(0, len(images) - 1, min(12, len(images))).astype(int)
         row[: len(chosen)] = images[chosen]
-    figure = _sheet(rows, [f"{name}\nn = {len(images):,}" for name, images in sets.items()])
-    figure.axes[0].set_xticks([])
-    return figure
+    return _sheet(rows, [f"{name}\nn = {len(images):,}" for name, images in sets.items()])
 
 
 def _sheet(digits: Tensor, names: Sequence[str], top: float = 0.05) -> Figure:
@@ -131,6 +106,7 @@ def _sheet(digits: Tensor, names: Sequence[str], top: float = 0.05) -> Figure:
     axes = figure.add_axes((left / width, edge / height, side * columns / width, side * rows / height))
     image = digits.permute(0, 2, 1, 3).reshape(28 * rows, 28 * columns)
     axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_xticks([])
     axes.set_yticks(28 * np.arange(rows) + 13.5, names)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
@@ -139,18 +115,14 @@ def _sheet(digits: Tensor, names: Sequence[str], top: float = 0.05) -> Figure:
     return figure
 
 
-def error_map(results: Robustness) -> Figure:
-    """Draws a heat map of mean errors by corruption and model, at the severities of MNIST-C's files."""
-    return _condition_map(results, results.errors, "error %")
-
-
-def calibration_map(results: Robustness) -> Figure:
-    """Draws a heat map of mean expected calibration errors, as in `error_map`."""
-    return _condition_map(results, results.calibration_errors, "expected calibration error %")
-
-
 def _condition_map(results: Robustness, shares: Sequence[Float], label: str) -> Figure:
-    """Draws a heat map of each model's shares [n, K]."""
+    """Draws a heat map of each model's mean share by corruption, at the severities of MNIST-C's files.
+
+    Args:
+        results: Results of the M models.
+        shares: Shares of each model, [n, K], such as error rates.
+        label: Label of the colour bar.
+    """
     means = 100 * np.stack([of_model.mean(axis=0) for of_model in shares], axis=1)
     rows = np.concatenate([means[:1], means[results.published], means[results.published].mean(axis=0, keepdims=True)])
     names = ["clean", *(results.conditions[index].name for index in results.published), "mean of the 15"]
@@ -159,18 +131,17 @@ def _condition_map(results: Robustness, shares: Sequence[Float], label: str) -> 
 
 def mean_errors(results: Robustness) -> Figure:
     """Draws mean errors over the 15 corruptions with 95 % intervals, the error of each seed, and the clean errors."""
-    names = [f"{model.name} (n = {len(model.runs)})" for model in results.models]
-    figure = Figure(figsize=(8, 1.4 + 0.5 * len(names)), layout="constrained")
+    models = results.models
+    figure = Figure(figsize=(8, 1.4 + 0.5 * len(models)), layout="constrained")
     axes = figure.subplots()
-    for index, colour in enumerate(palette(len(names))):
-        seeds = 100 * results.mean_errors(index)
-        low, high = (100 * end for end in results.interval(index))
+    for index, colour in enumerate(palette(len(models))):
+        seeds = 100 * results.mean_errors[index]
         clean = 100 * results.errors[index][:, 0].mean()
         axes.barh(index, seeds.mean(), height=0.6, color=colour, alpha=0.45)
-        axes.plot([low, high], [index, index], color="black", linewidth=1.8)
+        axes.plot(100 * results.intervals[index], [index, index], color="black", linewidth=1.8)
         axes.plot(seeds, [index] * len(seeds), "o", color=colour, markersize=5, markerfacecolor="white")
         axes.plot(clean, index, "|", color="black", markersize=16, markeredgewidth=1.5)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(models)), map(str, models))
     axes.invert_yaxis()
     axes.set(xlabel="error %", xlim=(0, None))
     axes.grid(alpha=0.3, axis="x")
@@ -191,9 +162,8 @@ def severity_curves(results: Robustness) -> Figure:
             axes.plot(severity, means[published], "o", color=colour, markersize=5, markerfacecolor="white")
         axes.set_title(results.conditions[published].name, fontsize=10)
         axes.set_yscale("symlog", linthresh=1)  # a logarithmic scale has no zero
-        axes.set_ylim(0, 100)
+        axes.set(ylim=(0, 100), xticks=(0, *SEVERITIES))
         axes.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-        axes.set_xticks([0, *SEVERITIES])
         axes.grid(alpha=0.3)
     figure.supxlabel("severity", fontsize=10)
     figure.supylabel("error %", fontsize=10)
@@ -201,35 +171,28 @@ def severity_curves(results: Robustness) -> Figure:
     return figure
 
 
-def reliability_before_and_after(
-    names: Sequence[str], predictions: Sequence[tuple[Float, NDArray[np.int64], float]], colours: Sequence[Any]
-) -> Figure:
+def reliability_before_and_after(models: Sequence[tuple[str, Float, float, Any]], labels: NDArray[np.int64]) -> Figure:
     """Draws accuracy against confidence before and after temperature scaling. The legend gives calibration errors.
 
     Args:
-        names: Names of the M models.
-        predictions: Logits [N, 10], labels [N] and temperature of each model.
-        colours: Colours of the M models.
+        models: Name, logits [N, 10], temperature and colour of each model.
+        labels: Labels [N].
     """
-    rows = -(-len(names) // 3)
-    figure = Figure(figsize=(9.5, 5.5 + 0.25 * rows), layout="constrained")
+    figure = Figure(figsize=(9.5, 5.5 + 0.25 * -(-len(models) // 3)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    texts = []
-    for name, (logits, labels, temperature), colour in zip(names, predictions, colours, strict=True):
-        errors = []
-        for axes, scaled in zip(panels, (logits, logits / temperature), strict=True):
+    for name, logits, temperature, colour in models:
+        before_and_after = logits, logits / temperature
+        for axes, scaled in zip(panels, before_and_after, strict=True):
             draw_reliability(axes, scaled, labels, colour)
-            errors.append(f"{100 * expected_calibration_error(scaled, labels):.2f} %")
-        texts.append(f"{name}, T = {temperature:.2f}: {' → '.join(errors)}")
+        errors = " → ".join(f"{100 * expected_calibration_error(scaled, labels):.2f} %" for scaled in before_and_after)
+        panels[0].plot([], [], color=colour, linewidth=3, label=f"{name}, T = {temperature:.2f}: {errors}")
     for axes, title in zip(panels, ("before temperature scaling", "after temperature scaling"), strict=True):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, zorder=0)
         axes.set(title=title, xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy")
-    handles = [panels[0].plot([], [], color=colour, linewidth=3)[0] for colour in colours]
     title = "\nExpected calibration error with 15 bins. A larger dot is a bin with more digits."
-    columns = min(3, len(names))
-    figure.legend(handles, texts, title=title, fontsize=9, frameon=False, loc="outside lower center", ncols=columns)
+    figure.legend(title=title, fontsize=9, frameon=False, loc="outside lower center", ncols=min(3, len(models)))
     return figure
 
 
@@ -248,10 +211,7 @@ def detection_map(names: Sequence[str], detections: Sequence[Sequence[Detection]
     for axes, (metric, title, chance, best) in zip(panels, scales, strict=True):
         values = 100 * np.array([[getattr(row, metric) for row in rows] for rows in detections])
         depth = ((values - best) / (chance - best)).clip(0, 1)
-        axes.imshow(depth, cmap="Blues", aspect="auto", vmin=0, vmax=1)
-        for (row, column), value in np.ndenumerate(values):
-            shade = "white" if depth[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=shade)
+        draw_cells(axes, depth, Normalize(0, 1), map("{:.1f}".format, values.flat))
         axes.set_yticks(range(len(names)), names)
         axes.set_title(title, fontsize=10)
     panels[1].set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)

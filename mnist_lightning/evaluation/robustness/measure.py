@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,13 @@ from mnist_lightning.data.corruptions import CORRUPTIONS, PUBLISHED
 from mnist_lightning.data.sources import read
 from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation.robustness.unknowns import Detection, detection
-from mnist_lightning.evaluation.statistics import Float, bootstrapped_accuracies, expected_calibration_error, holm
+from mnist_lightning.evaluation.statistics import (
+    Float,
+    Pair,
+    bootstrapped_accuracies,
+    compare_pairs,
+    expected_calibration_error,
+)
 from mnist_lightning.runs.checkpoint import find_checkpoint, load, read_checkpoint, temperature_in
 from mnist_lightning.runs.run import Run, group_by_test_set, names_of
 
@@ -36,6 +43,9 @@ class Condition(NamedTuple):
         """Name of the corruption, with spaces."""
         return self.corruption.replace("_", " ")
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.severity}" if self.severity else self.name
+
 
 CLEAN = Condition("clean", 0)
 NO_DIGITS = Condition("no digits", 0)
@@ -51,13 +61,16 @@ class Model:
         name: Name for tables and figures, see `runs.run.names_of`.
         runs: The model's n runs.
         classifiers: Best checkpoint of each run, loaded.
-        temperatures: Temperature of each run, [n]; NaN for a checkpoint without one.
+        temperatures: Temperature of each run, None for a checkpoint without one.
     """
 
     name: str
     runs: list[Run]
     classifiers: list[Classifier]
-    temperatures: Float
+    temperatures: list[float | None]
+
+    def __str__(self) -> str:
+        return f"{self.name} (n = {len(self.runs)})"
 
     @torch.no_grad()
     def logits(self, digits: Tensor) -> NDArray[np.float32]:
@@ -107,11 +120,10 @@ def test_sets(runs: Sequence[Run], problems: list[str]) -> Iterator[TestSet]:
         source = groups[0][0].source
         try:
             images, labels = read(source, train=False)
+            if not np.array_equal(labels.numpy(), groups[0][0].labels):
+                raise InputError("the test labels on disk differ from the labels in the runs")
         except InputError as error:
             problems.append(f"the runs on {source}: {error}")
-            continue
-        if not np.array_equal(labels.numpy(), groups[0][0].labels):
-            problems.append(f"the runs on {source}: the test labels on disk differ from the labels in the runs")
             continue
         loaded = [_load(name, group, problems) for name, group in zip(names_of(groups), groups, strict=True)]
         if models := [model for model in loaded if model.runs]:
@@ -119,19 +131,17 @@ def test_sets(runs: Sequence[Run], problems: list[str]) -> Iterator[TestSet]:
 
 
 def _load(name: str, group: Sequence[Run], problems: list[str]) -> Model:
-    runs, classifiers, temperatures = [], [], []
+    model = Model(name, [], [], [])
     for run in group:
         assert run.folder is not None
         try:
             checkpoint = find_checkpoint(run.folder)
-            classifiers.append(load(checkpoint))
+            model.classifiers.append(load(checkpoint))
+            model.temperatures.append(temperature_in(read_checkpoint(checkpoint)))
+            model.runs.append(run)
         except InputError as error:
             problems.append(str(error))
-            continue
-        temperature = temperature_in(read_checkpoint(checkpoint))
-        temperatures.append(np.nan if temperature is None else temperature)
-        runs.append(run)
-    return Model(name, runs, classifiers, np.array(temperatures))
+    return model
 
 
 @dataclass(frozen=True)
@@ -139,30 +149,31 @@ class Robustness:
     """Results of M models on one test set: N test images in K conditions. Model m has n runs.
 
     Attributes:
-        source: Name of the data source.
-        labels: Labels of the test images, int64 [N].
-        models: The M models, sorted by mean validation accuracy, the best first.
+        test_set: The test set and the M models.
         conditions: The K conditions. The first is `CLEAN`.
+        samples: First image of each of the S classes in every condition, uint8 [K, S, 28, 28].
         wrong: Mask of misclassified images of each model, bool [n, K, N].
         calibration_errors: Expected calibration error of each model, with 15 bins, [n, K].
         scaled_errors: The same after the logits are divided by the run's temperature. NaN for a run without one.
         clean_logits: Logits of each model for the clean images, float32 [n, N, 10].
-        samples: First image of each of the S classes in every condition, uint8 [K, S, 28, 28].
         unknown: Pictures without digits by the name of their set, uint8 [P, 28, 28].
         detections: How well the runs of each model tell digits from these pictures.
     """
 
-    source: str
-    labels: NDArray[np.int64]
-    models: list[Model]
-    conditions: list[Condition]
+    test_set: TestSet
+    conditions: Sequence[Condition]
+    samples: Tensor
     wrong: Sequence[NDArray[np.bool_]]
     calibration_errors: Sequence[Float]
     scaled_errors: Sequence[Float]
-    clean_logits: list[NDArray[np.float32]]
-    samples: Tensor
-    unknown: dict[str, Tensor]
-    detections: list[list[list[Detection]]]
+    clean_logits: Sequence[NDArray[np.float32]]
+    unknown: Mapping[str, Tensor]
+    detections: Sequence[list[list[Detection]]]
+
+    @property
+    def models(self) -> list[Model]:
+        """The M models, sorted by mean validation accuracy, the best first."""
+        return self.test_set.models
 
     @cached_property
     def errors(self) -> list[Float]:
@@ -182,45 +193,39 @@ class Robustness:
     @property
     def without_temperature(self) -> list[str]:
         """Folders of the runs without a temperature."""
-        return [
-            str(run.folder)
-            for model in self.models
-            for run, temperature in zip(model.runs, model.temperatures, strict=True)
-            if np.isnan(temperature)
-        ]
+        runs = [pair for model in self.models for pair in zip(model.runs, model.temperatures, strict=True)]
+        return [str(run.folder) for run, temperature in runs if temperature is None]
 
     def at_severity(self, severity: int) -> list[int]:
         """Returns the indices of the conditions with a severity."""
         return [index for index, condition in enumerate(self.conditions) if condition.severity == severity]
 
-    def mean_errors(self, model: int) -> Float:
-        """Returns the mean error rate of each of a model's runs over the 15 published conditions, [n]."""
-        means: Float = self.errors[model][:, self.published].mean(axis=1)
-        return means
+    @cached_property
+    def mean_errors(self) -> list[Float]:
+        """Mean error rate of each model over the 15 published conditions, [n]."""
+        return [errors[:, self.published].mean(axis=1) for errors in self.errors]
 
-    def mean_detections(self, model: int) -> list[Detection]:
-        """Returns the mean AUROC and FPR95 over a model's runs, for each set and score."""
-        return [
-            replace(
-                rows[0],
-                auroc=float(np.mean([row.auroc for row in rows])),
-                fpr95=float(np.mean([row.fpr95 for row in rows])),
-            )
-            for rows in zip(*self.detections[model], strict=True)
-        ]
+    @cached_property
+    def mean_detections(self) -> list[list[Detection]]:
+        """Mean AUROC and FPR95 of each model over its runs, for each set and score."""
+
+        def mean(rows: Sequence[Detection]) -> Detection:
+            return replace(rows[0], auroc=fmean(row.auroc for row in rows), fpr95=fmean(row.fpr95 for row in rows))
+
+        return [[mean(rows) for rows in zip(*of_model, strict=True)] for of_model in self.detections]
 
     @cached_property
     def bootstrapped(self) -> Float:
         """Bootstrapped mean error rates over the 15 published conditions, over test images and seeds, [M, R]."""
         return bootstrapped_accuracies([wrong[:, self.published].mean(axis=1) for wrong in self.wrong])
 
-    def interval(self, model: int) -> tuple[float, float]:
-        """Returns the 95 % confidence interval of a model's mean error rate.
+    @cached_property
+    def intervals(self) -> Float:
+        """95 % confidence interval of each model's mean error rate, low and high, [M, 2].
 
         It covers test images and seeds. For a single run it covers test images only.
         """
-        low, high = np.percentile(self.bootstrapped[model], [2.5, 97.5])
-        return float(low), float(high)
+        return np.percentile(self.bootstrapped, [2.5, 97.5], axis=1).T
 
 
 def measure(
@@ -259,32 +264,16 @@ def measure(
             wrong[m][:, k] = logits.argmax(axis=2) != labels
             for run, temperature in enumerate(model.temperatures):
                 errors[m][run, k] = expected_calibration_error(logits[run], labels)
-                if not np.isnan(temperature):
+                if temperature is not None:
                     scaled[m][run, k] = expected_calibration_error(logits[run] / temperature, labels)
             progress(condition, model.name)
     for model, known in zip(models, clean_logits, strict=True):
-        others = {}
-        for name, pictures in unknown.items():
-            others[name] = model.logits(pictures)
-            progress(NO_DIGITS, model.name)
-        detections.append(
-            [
-                detection(logits, {name: of_set[run] for name, of_set in others.items()})
-                for run, logits in enumerate(known)
-            ]
-        )
+        others = {name: model.logits(pictures) for name, pictures in unknown.items()}
+        progress(NO_DIGITS, model.name)
+        runs = range(len(model.runs))
+        detections.append([detection(known[run], {name: others[name][run] for name in others}) for run in runs])
     return Robustness(
-        source=test_set.source,
-        labels=labels,
-        models=models,
-        conditions=conditions,
-        wrong=wrong,
-        calibration_errors=errors,
-        scaled_errors=scaled,
-        clean_logits=clean_logits,
-        samples=torch.stack(samples),
-        unknown={**unknown},
-        detections=detections,
+        test_set, conditions, torch.stack(samples), wrong, errors, scaled, clean_logits, unknown, detections
     )
 
 
@@ -306,29 +295,8 @@ def worst_corruption(results: Robustness, model: int) -> str:
     return f"{name} has its highest errors under {', '.join(most)} and {last}, which are not distinguishable at n = {n}"
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two models under the 15 corruptions of MNIST-C.
-
-    Attributes:
-        verdict: The result as a sentence.
-        is_distinguishable: Whether one model's mean error is significantly lower.
-        p: p-value, adjusted for the number of pairs (Holm).
-    """
-
-    verdict: str
-    is_distinguishable: bool
-    p: float
-
-    def __str__(self) -> str:
-        return f"{self.verdict} (p {f'= {self.p:.2g}' if self.p >= 1e-4 else '< 0.0001'})"
-
-
 def pairs(results: Robustness) -> list[Pair]:
-    """Compares the mean errors of every two models.
-
-    One model is better than another if two conditions hold: the bootstrapped 95 % confidence interval of the
-    difference, over test images and seeds, excludes zero, and p < 0.05 after Holm's adjustment.
+    """Compares the mean errors of every two models with `compare_pairs`.
 
     p is the larger of two p-values. The first treats the bootstrapped differences as normally distributed. The second
     is that of a t-test over the seeds, because the bootstrap underestimates the spread of few seeds. The t-test is
@@ -336,29 +304,10 @@ def pairs(results: Robustness) -> list[Pair]:
 
     The result covers these 15 corruptions, not others.
     """
-    both = list(combinations(range(len(results.models)), 2))
-    differences = [results.bootstrapped[i] - results.bootstrapped[j] for i, j in both]
-    p_values = holm(
-        [
-            _p_value(results.mean_errors(i), results.mean_errors(j), difference)
-            for (i, j), difference in zip(both, differences, strict=True)
-        ]
-    )
-    result = []
-    for pair, difference, p in zip(both, differences, p_values, strict=True):
-        low, high = np.percentile(difference, [2.5, 97.5])
-        (mean, name, n), (other_mean, other, other_n) = sorted(
-            (float(results.mean_errors(m).mean()), results.models[m].name, len(results.models[m].runs)) for m in pair
-        )
-        seeds = f"n = {n}" if n == other_n else f"n = {n} and {other_n}"
-        is_distinguishable = p < 0.05 and bool(low > 0 or high < 0)
-        verdict = f"{name} and {other} are not distinguishable at {seeds}"
-        if is_distinguishable:
-            least, most = sorted([100 * abs(low), 100 * abs(high)])
-            gap = f"{100 * (other_mean - mean):.2f} points ({least:.2f} to {most:.2f})"
-            verdict = f"{name} is better than {other}: its mean error is lower by {gap}, {seeds}"
-        result.append(Pair(verdict, is_distinguishable, p))
-    return result
+    names, errors, samples = [model.name for model in results.models], results.mean_errors, results.bootstrapped
+    indices = combinations(range(len(names)), 2)
+    p_values = [_p_value(errors[i], errors[j], samples[i] - samples[j]) for i, j in indices]
+    return compare_pairs(names, [-each for each in errors], -samples, p_values, ": its mean error is lower by")
 
 
 def _p_value(first: Float, second: Float, differences: Float) -> float:

@@ -41,37 +41,24 @@ def measure_robustness(
         InputError: If no run can be measured, or MNIST-C's files are requested and cannot be used.
     """
     if source == "mnist_c" and severities == "all":
-        raise InputError(
-            "--source mnist_c cannot be used with --severities all: MNIST-C's files have one severity per corruption; "
-            "use --severities published"
-        )
+        raise InputError("--source mnist_c has one severity per corruption: use --severities published, not all")
     # `robustness --help` doesn't wait for these imports.
-    from mnist_lightning.evaluation.robustness.measure import (
-        ALL_CONDITIONS,
-        PUBLISHED_CONDITIONS,
-        measure,
-        test_sets,
-    )
+    from mnist_lightning.evaluation.robustness.measure import ALL_CONDITIONS, PUBLISHED_CONDITIONS, measure, test_sets
     from mnist_lightning.evaluation.robustness.unknowns import unknown_sets
 
     finished, problems = finished_runs(runs)
-    measurable = list(test_sets(finished, problems))
-    if not measurable:
+    subjects = [
+        (test_set, _corrupted(test_set, source), unknown_sets(test_set.images, test_set.labels))
+        for test_set in test_sets(finished, problems)
+    ]
+    if not subjects:
         raise InputError(f"no run can be measured: {problems[-1]}")
-    corrupted = [(_mnist_c if source == "mnist_c" else _computed)(test_set) for test_set in measurable]
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)  # fails before the work begins
     conditions = ALL_CONDITIONS if severities == "all" else PUBLISHED_CONDITIONS
-    unknown = [unknown_sets(test_set.images, test_set.labels) for test_set in measurable]
-    evaluations = sum(
-        len(test_set.models) * (1 + len(conditions) + len(sets))
-        for test_set, sets in zip(measurable, unknown, strict=True)
-    )
+    evaluations = sum(len(test_set.models) for test_set, *_ in subjects) * (len(conditions) + 2)  # clean, no digits
     with _progress(evaluations) as progress:
-        results = [
-            measure(test_set, conditions, corrupt, sets, progress)
-            for test_set, corrupt, sets in zip(measurable, corrupted, unknown, strict=True)
-        ]
+        results = [measure(test_set, conditions, corrupt, sets, progress) for test_set, corrupt, sets in subjects]
     return write_page(results, problems, folder, mnist_c=source == "mnist_c")
 
 
@@ -98,13 +85,9 @@ def write_page(results: "Sequence[Robustness]", left_out: Sequence[str], folder:
         sections.append((one, *shown, worst, compared, *_pictures(one, folder, prefix)))
         all_tables += shown
         lines += [*worst, *map(str, compared)]
+    runs = sum(len(model.runs) for one in results for model in one.models)
     page = render(
-        "evaluation/templates/robustness.html",
-        title="Robustness",
-        runs=sum(len(model.runs) for one in results for model in one.models),
-        left_out=left_out,
-        mnist_c=mnist_c,
-        sections=sections,
+        "evaluation/templates/robustness.html", runs=runs, left_out=left_out, mnist_c=mnist_c, sections=sections
     )
     write_whole(folder / "table.csv", tables.raw_errors(results).csv().encode())
     write_whole(folder / "unknowns.csv", tables.raw_detections(results).csv().encode())
@@ -123,17 +106,15 @@ def _pictures(results: "Robustness", folder: Path, prefix: str) -> list[list[Pic
     ]
 
 
-def _computed(test_set: "TestSet") -> "Callable[[Condition], Tensor]":
-    """Returns a function that corrupts the test images."""
-    from mnist_lightning.data.corruptions import corrupt
+def _corrupted(test_set: "TestSet", source: str) -> "Callable[[Condition], Tensor]":
+    """Returns a function that returns the corrupted test images.
 
-    return lambda condition: corrupt(test_set.images, *condition)
+    All of MNIST-C's files are read here, so that a missing file is reported before the work begins.
+    """
+    from mnist_lightning.data.corruptions import CORRUPTIONS, corrupt, read_mnist_c
 
-
-def _mnist_c(test_set: "TestSet") -> "Callable[[Condition], Tensor]":
-    """Reads all of MNIST-C's files, so that a missing file is reported before the work begins."""
-    from mnist_lightning.data.corruptions import CORRUPTIONS, read_mnist_c
-
+    if source == "computed":
+        return lambda condition: corrupt(test_set.images, *condition)
     if test_set.source != "mnist":
         raise InputError(f"--source mnist_c needs runs on mnist, got runs on {test_set.source}")
     images = {}
@@ -154,27 +135,19 @@ def _progress(evaluations: int) -> "Iterator[Callable[[Condition, str], None]]":
     Yields:
         A callback for `measure`.
     """
-    from rich import progress
     from rich.console import Console
+    from rich.progress import Progress
 
     console = Console()
-    columns = (
-        progress.TextColumn("{task.description:<34}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-    )
-    with progress.Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=evaluations)
-        corruption, done = "", 0
+        corruption = ""
 
         def advance(condition: "Condition", model: str) -> None:
-            nonlocal corruption, done
-            done += 1
-            severity = f" {condition.severity}" if condition.severity else ""
-            bar.update(task, advance=1, description=f"{condition.name}{severity}, {model}")
+            nonlocal corruption
+            bar.update(task, advance=1, description=f"{condition}, {model}".ljust(34))
             if not console.is_terminal and condition.corruption != corruption:
                 corruption = condition.corruption
-                console.print(f"{done} of {evaluations}: {condition.name}", highlight=False, markup=False)
+                print(f"{bar.tasks[0].completed} of {evaluations}: {condition.name}", flush=True)
 
         yield advance

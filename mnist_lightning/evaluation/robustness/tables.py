@@ -12,17 +12,17 @@ from mnist_lightning.evaluation.statistics import Float
 
 def error_table(results: Robustness) -> Table:
     """Makes a table of error rates in percent: one row per corruption and one column per model."""
-    means = [results.mean_errors(model) for model in range(len(results.models))]
-    intervals = [results.interval(model) for model in range(len(results.models))]
-    increases = [mean - errors[:, 0] for mean, errors in zip(means, results.errors, strict=True)]
+    intervals = (f"{100 * low:.2f} to {100 * high:.2f}" for low, high in results.intervals)
+    increases = (mean - errors[:, 0] for mean, errors in zip(results.mean_errors, results.errors, strict=True))
     rows = [[results.conditions[k].name, *_means(results.errors, [k])] for k in (0, *results.published)]
-    rows.append(["mean of the 15", *map(_mean, means)])
-    rows.append(["95 % interval of the mean", *(f"{100 * low:.2f} to {100 * high:.2f}" for low, high in intervals)])
+    rows.append(["mean of the 15", *map(_mean, results.mean_errors)])
+    rows.append(["95 % interval of the mean", *intervals])
     rows.append(["mean minus clean", *map(_mean, increases)])
     if results.has_all_severities:
         rows += [[f"mean at severity {s}", *_means(results.errors, results.at_severity(s))] for s in SEVERITIES]
-    title = f"{len(results.labels):,} test images of {results.source}, corrupted as in MNIST-C: error %"
-    return Table(title, ["", *_names(results)], rows)
+    images, source = len(results.test_set.labels), results.test_set.source
+    title = f"{images:,} test images of {source}, corrupted as in MNIST-C: error %"
+    return Table(title, ["", *map(str, results.models)], rows)
 
 
 def calibration_table(results: Robustness) -> Table:
@@ -32,23 +32,18 @@ def calibration_table(results: Robustness) -> Table:
         ["clean, temperature-scaled", *_means(results.scaled_errors, [0])],
         ["mean of the 15", *_means(results.calibration_errors, results.published)],
         ["mean of the 15, temperature-scaled", *_means(results.scaled_errors, results.published)],
-        ["temperature", *(_mean(model.temperatures, 1) for model in results.models)],
+        ["temperature", *(_mean(np.array(model.temperatures, float), 1) for model in results.models)],
     ]
-    return Table("Expected calibration error %", ["", *_names(results)], rows)
+    return Table("Expected calibration error %", ["", *map(str, results.models)], rows)
 
 
 def unknown_table(results: Robustness) -> Table:
     """Makes a table of mean AUROC and FPR95 in percent: one row per set and score, one column per model."""
-    columns = [results.mean_detections(model) for model in range(len(results.models))]
     rows = [
         [f"{row[0].set}, {row[0].score}", *(f"{100 * cell.auroc:.2f} / {100 * cell.fpr95:.2f}" for cell in row)]
-        for row in zip(*columns, strict=True)
+        for row in zip(*results.mean_detections, strict=True)
     ]
-    return Table("Pictures without digits: AUROC % / FPR95 %", ["", *_names(results)], rows)
-
-
-def _names(results: Robustness) -> list[str]:
-    return [f"{model.name} (n = {len(model.runs)})" for model in results.models]
+    return Table("Pictures without digits: AUROC % / FPR95 %", ["", *map(str, results.models)], rows)
 
 
 def _means(shares: Sequence[Float], conditions: Sequence[int]) -> list[str]:
@@ -68,13 +63,12 @@ def raw_errors(all_results: Sequence[Robustness]) -> Table:
     """Makes a table of the error and expected calibration error of every run in every condition, as shares."""
     rows: list[list[object]] = []
     for results in all_results:
-        for model, *values in zip(
-            results.models, results.errors, results.calibration_errors, results.scaled_errors, strict=True
-        ):
-            for run, *of_run in zip(model.runs, *values, strict=True):
-                for condition, *numbers in zip(results.conditions, *of_run, strict=True):
-                    cells = ["" if np.isnan(number) else float(number) for number in numbers]
-                    rows.append([results.source, model.name, run.summary["seed"], *condition, *cells])
+        numbers = (results.errors, results.calibration_errors, results.scaled_errors)
+        for model, *of_model in zip(results.models, *numbers, strict=True):
+            for run, *of_run in zip(model.runs, *of_model, strict=True):
+                for condition, *values in zip(results.conditions, *of_run, strict=True):
+                    cells = ["" if np.isnan(value) else float(value) for value in values]
+                    rows.append([run.source, model.name, run.summary["seed"], *condition, *cells])
     header = ["source", "model", "seed", "corruption", "severity", "error", "ece", "ece_at_temperature"]
     return Table("Errors", header, rows)
 
@@ -82,7 +76,7 @@ def raw_errors(all_results: Sequence[Robustness]) -> Table:
 def raw_detections(all_results: Sequence[Robustness]) -> Table:
     """Makes a table of the AUROC and FPR95 of every run, as shares."""
     rows = [
-        [results.source, model.name, run.summary["seed"], *astuple(row)]
+        [run.source, model.name, run.summary["seed"], *astuple(row)]
         for results in all_results
         for model, of_runs in zip(results.models, results.detections, strict=True)
         for run, of_run in zip(model.runs, of_runs, strict=True)

@@ -11,8 +11,6 @@ from torch import Tensor
 from mnist_lightning.data.unknowns import available_unknowns, unknown_images
 from mnist_lightning.evaluation.statistics import Float
 
-SCORES = ("maximum probability", "energy")
-
 
 def unknown_sets(digits: Tensor, labels: Tensor, seed: int = 0, root: str | None = None) -> dict[str, Tensor]:
     """Returns all available sets of pictures without digits, see `data.unknowns`.
@@ -45,7 +43,7 @@ def known_scores(logits: Float, temperature: float = 1.0) -> dict[str, Float]:
         temperature: Divisor of the logits. It can change the order of the images under both scores.
 
     Returns:
-        Scores [N] by name, one entry per name in `SCORES`.
+        Scores [N] by name: `maximum probability` and `energy`.
 
     Example:
         >>> scores = known_scores(np.array([[9.0] + 9 * [0.0], 10 * [0.0]]))
@@ -55,10 +53,8 @@ def known_scores(logits: Float, temperature: float = 1.0) -> dict[str, Float]:
     scaled = logits.astype(np.float64) / temperature
     # The highest logit adds exactly 1 to the sum, in which terms such as e^-40 would be lost; log1p adds it instead.
     below = np.sort(scaled, axis=1) - scaled.max(axis=1, keepdims=True)
-    return {
-        SCORES[0]: -np.log1p(np.exp(below[:, :-1]).sum(axis=1)),
-        SCORES[1]: logsumexp(scaled, axis=1),
-    }
+    probability = -np.log1p(np.exp(below[:, :-1]).sum(axis=1))
+    return {"maximum probability": probability, "energy": logsumexp(scaled, axis=1)}
 
 
 def fpr95(known: Float, unknown: Float) -> float:

@@ -1,6 +1,4 @@
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,12 +33,6 @@ def test_report_on_the_default_folder(logs: Path, capsys: pytest.CaptureFixture[
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)  # no other files
     assert Path("report/table.csv").read_text().count("\n") == 4
     assert "| lenet5, max_epochs 1 | 2 |" in Path("report/table.md").read_text()
-
-
-def test_compare_never_imports_lightning(logs: Path) -> None:
-    code = "import sys, mnist_lightning.cli as cli; cli.main(['compare']); print('lightning' in sys.modules)"
-    output = subprocess.check_output([sys.executable, "-c", code], cwd=logs.parent, text=True)
-    assert output.splitlines()[-1] == "False"
 
 
 # Loads the page into frames as wide as a desktop and a phone, and writes measurements into the body.

@@ -35,9 +35,7 @@ def test_reliability_before_and_after() -> None:
     logits = random.normal(scale=3, size=(3000, 10))
     labels = (softmax(logits, axis=1).cumsum(axis=1) < random.random((len(logits), 1))).sum(axis=1).clip(max=9)
     figure = reliability_before_and_after(
-        ["overconfident", "underconfident"],
-        [(3 * logits, labels, 3.0), (logits / 3, labels, 1 / 3)],
-        ["#0072B2", "#D55E00"],
+        [("overconfident", 3 * logits, 3.0, "#0072B2"), ("underconfident", logits / 3, 1 / 3, "#D55E00")], labels
     )
     before, after = figure.axes
 

@@ -47,11 +47,9 @@ def results(**errors: Any) -> Robustness:
         for of_model in shares.values()
     ]
     sizes = [len(of_model) for of_model in shares.values()]
-    models = [Model(name, runs(name, n), [], np.full(n, np.nan)) for name, n in zip(shares, sizes, strict=True)]
+    models = [Model(name, runs(name, n), [], [None] * n) for name, n in zip(shares, sizes, strict=True)]
     return Robustness(
-        source="mnist",
-        labels=LABELS,
-        models=models,
+        test_set=Subjects("mnist", torch.empty(0), torch.from_numpy(LABELS), models),
         conditions=[CLEAN, *PUBLISHED_CONDITIONS],
         wrong=wrong,
         calibration_errors=[np.full((n, 16), 0.02) for n in sizes],
@@ -77,7 +75,7 @@ class Bright(Classifier):
 
 def test_measure() -> None:
     images, labels = read("digits", train=False)
-    model = Model("bright", runs("bright", 2), [Bright(0.3).eval(), Bright(0.9).eval()], np.array([2.0, np.nan]))
+    model = Model("bright", runs("bright", 2), [Bright(0.3).eval(), Bright(0.9).eval()], [2.0, None])
     evaluations: list[tuple[Condition, str]] = []
     conditions = [Condition("brightness", 5), Condition("scale", 1)]
     measured = measure(
@@ -106,7 +104,7 @@ def test_gnn_gets_graphs_of_the_corrupted_digits() -> None:
     images, _ = read("digits", train=False)
     digits = corrupt(images[:4], "shot_noise", 5)
     gnns = [GNN(width=8, depth=1).eval(), GNN(width=8, depth=1).eval()]
-    logits = Model("gnn", runs("gnn", 2), [*gnns], np.full(2, np.nan)).logits(digits)
+    logits = Model("gnn", runs("gnn", 2), [*gnns], [None, None]).logits(digits)
     assert logits.shape == (2, 4, 10)
     for gnn, of_run in zip(gnns, logits, strict=True):
         assert np.allclose(of_run, gnn.classify(digits).numpy(), atol=1e-6)
@@ -155,11 +153,11 @@ def test_worst_corruption() -> None:
 
 def test_pairs() -> None:
     (different,), (similar,) = pairs(results(weak=0.3, strong=0.1)), pairs(results(a=0.3, b=0.301))
-    assert different.is_distinguishable
+    assert different.better == "strong"
     assert different.verdict.startswith("strong is better than weak: its mean error is lower by 20.00 points (19.")
     assert different.verdict.endswith("n = 1")
     assert str(different) == f"{different.verdict} (p < 0.0001)"
-    assert not similar.is_distinguishable
+    assert similar.better is None
     assert str(similar) == f"a and b are not distinguishable at n = 1 (p = {similar.p:.2g})"
 
 
@@ -168,17 +166,17 @@ def test_spread_over_seeds_makes_models_indistinguishable() -> None:
     scattered += np.array([[-0.08], [0.0], [0.09]])
     steady += np.array([[-0.01], [0.0], [0.01]])
     (pair,) = pairs(results(scattered=scattered, steady=steady))
-    assert not pair.is_distinguishable
+    assert pair.better is None
     assert pair.p > 0.1
     (pair,) = pairs(results(scattered=scattered[:2], steady=0.2))  # the single seed may be as far off as these two
-    assert not pair.is_distinguishable
-    assert pair.verdict == "steady and scattered are not distinguishable at n = 1 and 2"
+    assert pair.better is None
+    assert pair.verdict == "scattered and steady are not distinguishable at n = 2 and 1"
 
 
 def test_p_values_are_adjusted_for_the_number_of_pairs() -> None:
     (alone,) = pairs(results(a=0.2, b=0.21))
     same, *others = pairs(results(a=0.2, b=0.21, c=0.2, d=0.2))
     assert len(others) == 5
-    assert alone.is_distinguishable
+    assert alone.better == "a"
     assert 0 < alone.p < 0.02
     assert same.p > 2 * alone.p

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_curve
 
 from mnist_lightning import GNN, MLP, Classifier, LeNet5
 from mnist_lightning.data.sources import read
-from mnist_lightning.evaluation.robustness.unknowns import SCORES, detection, fpr95, known_scores, unknown_sets
+from mnist_lightning.evaluation.robustness.unknowns import detection, fpr95, known_scores, unknown_sets
 from mnist_lightning.evaluation.statistics import Float
 
 RANDOM = np.random.default_rng(0)
@@ -41,9 +41,9 @@ def test_auroc_is_the_probability_of_a_higher_score() -> None:
 
 def test_scores_match_the_papers() -> None:
     logits = RANDOM.normal(scale=4, size=(50, 10))
-    probability, energy = (known_scores(logits, 1.7)[name] for name in SCORES)
-    np.testing.assert_allclose(np.exp(probability), softmax(logits / 1.7, axis=1).max(axis=1))
-    np.testing.assert_allclose(energy, np.log(np.exp(logits / 1.7).sum(axis=1)))
+    scores = known_scores(logits, 1.7)
+    np.testing.assert_allclose(np.exp(scores["maximum probability"]), softmax(logits / 1.7, axis=1).max(axis=1))
+    np.testing.assert_allclose(scores["energy"], np.log(np.exp(logits / 1.7).sum(axis=1)))
 
 
 def test_probabilities_close_to_one_keep_their_order() -> None:
