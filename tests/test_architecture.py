@@ -74,6 +74,7 @@ def test_explore_never_imports_lightning() -> None:
     assert Path("data-report/index.html").is_file()
 
 
+@pytest.mark.slow
 def test_compare_never_imports_lightning(logs: Path) -> None:
     loaded = loaded_modules(command("compare", str(logs)))
     assert "torch" in loaded
@@ -87,6 +88,7 @@ def test_importing_the_package_has_no_side_effects() -> None:
     assert "torch" not in loaded_modules(code)
 
 
+@pytest.mark.slow
 def test_pyg_is_imported_by_graph_models_only() -> None:
     loaded = loaded_modules("from mnist_lightning import GNN, MLP, MNISTDataModule, load\nMLP()")
     assert loaded >= {"torch", "lightning"}
