@@ -21,7 +21,7 @@ VERBS = {
     "compare": ("mnist_lightning.evaluation.compare.report.compare_runs", "compare runs: a report with statistics"),
     "robustness": (
         "mnist_lightning.evaluation.robustness.report.measure_robustness",
-        "measure errors on corrupted digits, calibration and out-of-distribution detection",
+        "measure errors on corrupted digits, and calibration",
     ),
     "explore": ("mnist_lightning.evaluation.explore.report.explore_data", "describe a data set"),
     "connectivity": (
@@ -102,7 +102,7 @@ def _print_help() -> None:
     lines = ["usage: mnist-lightning VERB ...", "", "Train, compare and explain classifiers of handwritten digits.", ""]
     lines += [f"  {verb:14}{text}" for verb, text in TRAINER_VERBS.items()]
     lines += [f"  {verb:14}{text}" for verb, (_, text) in VERBS.items()]
-    lines += ["", "mnist-lightning VERB --help describes a verb; mnist-lightning --version prints the version."]
+    lines += ["", "mnist-lightning VERB --help describes a verb.", "mnist-lightning --version prints the version."]
     print("\n".join(lines))
 
 

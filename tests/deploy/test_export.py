@@ -114,6 +114,7 @@ def test_onnx(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert str(Path(__file__).parents[2]).encode() not in Path("model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_torch_export_program(tmp_path: Path) -> None:
     model = CNN(channels=[4, 8], batch_norm="pooled", dropout=0.3, dense_dropout=0.5, crop=2, widths=[16])
     run = run_of(model, tmp_path / "run")

@@ -136,11 +136,13 @@ def _load(name: str, group: Sequence[Run], problems: list[str]) -> Model:
         assert run.folder is not None
         try:
             checkpoint = find_checkpoint(run.folder)
-            model.classifiers.append(load(checkpoint))
-            model.temperatures.append(temperature_in(read_checkpoint(checkpoint)))
-            model.runs.append(run)
+            classifier, temperature = load(checkpoint), temperature_in(read_checkpoint(checkpoint))
         except InputError as error:
             problems.append(str(error))
+            continue
+        model.runs.append(run)
+        model.classifiers.append(classifier)
+        model.temperatures.append(temperature)
     return model
 
 

@@ -117,6 +117,7 @@ def test_names_are_shown_as_text(tmp_path: Path) -> None:
         assert "<b>" not in page
 
 
+@pytest.mark.slow
 def test_summary_of_a_single_run(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", str(logs / "lenet5" / "version_1")])
     printed = capsys.readouterr().out

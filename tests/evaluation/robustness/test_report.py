@@ -24,6 +24,8 @@ from mnist_lightning.files import save_tensors
 from mnist_lightning.runs.checkpoint import CALIBRATION, read_checkpoint
 from mnist_lightning.runs.run import Run
 
+pytestmark = pytest.mark.slow  # measuring takes seconds
+
 PICTURES = {"errors", "corrupted-digits", "mean-errors", "calibration", "reliability", "unknowns", "unknown-pictures"}
 
 
