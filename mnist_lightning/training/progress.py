@@ -6,8 +6,10 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from mnist_lightning.lean import IdleInSteps
 
-class CalmProgressBar(RichProgressBar):
+
+class CalmProgressBar(IdleInSteps, RichProgressBar):
     """A progress bar that updates twice a second.
 
     Lightning's bar updates after every step, and its thread takes milliseconds of a core that the step needs.
@@ -17,10 +19,10 @@ class CalmProgressBar(RichProgressBar):
         super().__init__(refresh_rate=20)  # checks of the thread, per second
         self._due = 0.0
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Updates the bar if half a second has passed."""
         if time.monotonic() >= self._due or trainer.is_last_batch:
-            super().on_train_batch_end(trainer, *args, **kwargs)
+            RichProgressBar.on_train_batch_end(self, trainer, *args, **kwargs)
 
     def refresh(self, hard: bool = False) -> None:
         """Draws the bar if half a second has passed, or at the end."""

@@ -24,7 +24,7 @@ from mnist_lightning.runs.writing import write_config, write_results
 _PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "numpy")
 
 
-class RunConfig(SaveConfigCallback):
+class RunConfig(IdleInSteps, SaveConfigCallback):
     """Writes the run's config atomically: half a config may be a valid config of another training."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
