@@ -5,6 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from mnist_lightning.errors import InputError
 from mnist_lightning.files import write_whole
 from mnist_lightning.runs.checkpoint import read_checkpoint
@@ -32,26 +36,26 @@ def write_config(run: Run, text: str, overwrite: bool) -> None:
     write_whole(run.config_file, text.encode())
 
 
-def write_results(run: Run, summary: dict[str, Any], logits: Any, labels: Any) -> None:
+def write_results(run: Run, summary: dict[str, Any], logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     """Writes a run's summary and test predictions; the summary last, because it marks the run as finished.
 
     Args:
         run: The run.
         summary: Metrics and facts.
-        logits: float [N, 10], NumPy, of the test images.
-        labels: int64 [N], NumPy.
+        logits: float [N, 10], of the test images.
+        labels: int64 [N].
     """
     save_predictions(run.predictions_file, logits, labels)
     write_whole(run.summary_file, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def write_predictions(checkpoint: Path, logits: Any, labels: Any) -> Path:
+def write_predictions(checkpoint: Path, logits: Tensor, labels: Tensor) -> Path:
     """Writes one row per image beside a checkpoint: index, label, predicted class and confidence.
 
     Args:
         checkpoint: The model's checkpoint.
-        logits: float tensor [N, 10].
-        labels: int64 tensor [N].
+        logits: float [N, 10].
+        labels: int64 [N].
 
     Returns:
         The file.
