@@ -127,7 +127,7 @@ def refuse_nulls(where: str, cls: type, arguments: Mapping[str, Any]) -> None:
 
 
 def with_configs(args: list[str]) -> list[str]:
-    """Replaces names of shipped configs by their paths. Adds a run's config if only its checkpoint is given.
+    """Replaces names of shipped configs by their paths. Adds a run's config if only the run is given.
 
     Args:
         args: Arguments of the command line, the verb first.
@@ -139,12 +139,20 @@ def with_configs(args: list[str]) -> list[str]:
             args[index] = f"{flag}={_config_file(value)}"
         elif word in ("-c", "--config") and index + 1 < len(args):
             args[index + 1] = str(_config_file(args[index + 1]))
-    flags = {word.partition("=")[0] for word in args}
-    if "--ckpt_path" in flags and not flags & {"-c", "--config", "--model", "--model.class_path"}:
-        index = next(i for i, word in enumerate(args) if word.partition("=")[0] == "--ckpt_path")
-        run = Run.of(args[index].partition("=")[2] or "".join(args[index + 1 : index + 2]))
-        if run is not None and run.config_file.is_file():
-            return [args[0], "--config", str(run.config_file), *args[1:]]
+    origins = []
+    for flag in ("--ckpt_path", "--init_from"):
+        for index in [i for i, word in enumerate(args) if word.partition("=")[0] == flag][-1:]:
+            words = args[index : index + (1 if "=" in args[index] else 2)]
+            origins.append("".join(words).removeprefix(flag).removeprefix("="))
+            args = [
+                *args[:index],
+                *args[index + len(words) :],
+                *words,
+            ]  # at the end: configs contain these options, too
+    run = Run.of(origins[0]) if origins else None
+    named = {word.partition("=")[0] for word in args} & {"-c", "--config", "--model", "--model.class_path"}
+    if run is not None and run.config_file.is_file() and not named:
+        return [args[0], "--config", str(run.config_file), *args[1:]]
     return args
 
 

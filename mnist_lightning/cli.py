@@ -1,10 +1,11 @@
 """The command line `mnist-lightning`: parses arguments, calls functions and prints their results."""
 
 import gc
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mnist_lightning.errors import InputError, one_line, suggestion
+from mnist_lightning.errors import InputError, StoppedError, one_line, suggestion
 
 if TYPE_CHECKING:
     from threading import ExceptHookArgs
@@ -89,8 +90,11 @@ def main(args: list[str] | None = None) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        _print_error(f"{error.filename}: {error.strerror}")
+        _print_error(f"{os.fsdecode(error.filename)}: {error.strerror}")
         sys.exit(2)
+    except StoppedError as stop:
+        sys.stderr.write(f"mnist-lightning: {one_line(stop, 1000)}\n")
+        sys.exit(128 + stop.signal)  # the shells' code
     except KeyboardInterrupt:
         sys.exit(130)  # the shells' code for Ctrl-C; written files are complete
     finally:

@@ -12,6 +12,19 @@ class SourceUnavailableError(InputError):
     """A data source is neither on disk nor downloadable."""
 
 
+class StoppedError(Exception):
+    """A signal stopped the training. The command line prints the message and exits with 128 + `signal`.
+
+    Args:
+        message: State of the run, and how to resume it.
+        signal: Number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 def one_line(text: object, length: int = 300) -> str:
     r"""Puts a message on one line and shortens it.
 

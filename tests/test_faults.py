@@ -296,7 +296,7 @@ def test_a_disk_that_fills_during_training(begun: None, whole: Path, fails: Call
     for size, what in ((60_000, here / "checkpoints" / "best.ckpt"), (2_000, here)):  # the other is TensorBoard's file
         with no_file_over(size):
             line = fails(*resume)
-        assert f"cannot write {what}: File too large. Free some space; last.ckpt of epoch 0 is saved" in line
+        assert f"cannot write {what}: File too large. Free some space; last.ckpt of epoch 1 is saved" in line
         assert f"resume with mnist-lightning fit --ckpt_path {here}" in line
         assert LAST.read_bytes() == before
         assert not temporary_files()
@@ -365,7 +365,7 @@ def test_simultaneous_trainings_get_a_folder_each() -> None:
     start = Barrier(8)
 
     def folder(_: int) -> str:
-        logger = RunLogger("logs", name="run")
+        logger = RunLogger(logs="logs", experiment="run")
         start.wait()
         return logger.log_dir
 

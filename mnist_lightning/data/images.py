@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mnist_lightning.data.augment import Augmentation
-from mnist_lightning.data.sources import fetch, read
+from mnist_lightning.data.sources import class_names, fetch, read
 from mnist_lightning.errors import InputError, SourceUnavailableError
 
 
@@ -179,6 +180,11 @@ class MNISTDataModule(LightningDataModule):
         self._splits = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": tests}
         self._rows = {"train": train, "val": val, "test": torch.arange(len(labels), len(labels) + len(tests[1]))}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the source that was really used, its classes, and a checksum of the labels, for checkpoints."""
+        labels = b"".join(self._splits[split][1].numpy().tobytes() for split in ("train", "val"))
+        return {"source": self.source, "classes": class_names(self.source), "labels": crc32(labels)}
+
     def _fetch(self, source: str) -> None:
         fetch(source, self.root)
 
@@ -245,6 +251,8 @@ class MNISTDataModule(LightningDataModule):
         """Training batches, reshuffled every epoch and sharded across processes."""
         dataset = self._dataset("train", augmented=True)
         sampler = EpochSampler(dataset, *self._shard(), seed=mixed_seed(self.seed))
+        if self.trainer is not None:  # when a training is resumed, workers start before Lightning sets the epoch
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         return self._loader(dataset, sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -53,6 +53,8 @@ _ARCHIVES = {
 }
 # Magic number and bytes per item, by the end of the file name.
 _IDX = {"idx3-ubyte": (0x0803, 1), "idx1-ubyte": (0x0801, 1), "idx2-int": (0x0C02, 4)}
+_CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+_HIRAGANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 _CHECKSUM_FILE = "MD5SUMS"  # beside the raw files, in the format of `md5sum --check`
 _FETCH_LOCK = threading.Lock()  # downloads set the socket timeout of the whole process
 
@@ -121,6 +123,24 @@ def read(source: str, root: str | Path | None = None, *, train: bool) -> tuple[T
         return _digits(train) if source == "digits" else _folder(Path(source[7:]).expanduser(), train)
     except OSError as error:
         raise InputError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
+
+
+def class_names(source: str) -> list[str]:
+    """Returns the names of a source's classes, in the order of the labels.
+
+    Args:
+        source: Name of the source, one of `SOURCES`, `mnist_superpixels` or `folder:PATH`.
+
+    Example:
+        >>> class_names("kmnist")[:3], class_names("qmnist")[:3]
+        (['o', 'ki', 'su'], ['0', '1', '2'])
+    """
+    if source.startswith("folder:"):
+        path = Path(source[7:]).expanduser()
+        root = path / "train" if (path / "train").is_dir() and (path / "test").is_dir() else path
+        names = [folder.name for folder in _visible(root, folders=True)]
+        return names if not set(names) <= set("0123456789") else [str(digit) for digit in range(CLASSES)]
+    return list({"fashion_mnist": _CLOTHES, "kmnist": _HIRAGANA}.get(source, map(str, range(CLASSES))))
 
 
 def _archive(source: str) -> _Archive | None:

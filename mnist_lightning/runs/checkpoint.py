@@ -91,6 +91,39 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If the file is damaged, contains anything else, or was not written by this package.
     """
+    checkpoint = _read(path)
+    if not isinstance(checkpoint, dict) or not {"classifier", "state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise InputError(f"{path} was not written by mnist-lightning: it does not name its model")
+    return checkpoint
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads the weights in a file: a checkpoint of Lightning, or a state dict that was written by `torch.save`.
+
+    Returns:
+        The state dict, and the content of the checkpoint, which is empty for a state dict alone.
+
+    Raises:
+        InputError: If the file is damaged, or contains no weights or anything else.
+    """
+    content = _read(path)
+    checkpoint = content if isinstance(content, dict) and isinstance(content.get("state_dict"), dict) else {}
+    weights = checkpoint.get("state_dict", content)
+    if not isinstance(weights, dict) or not weights or not all(isinstance(each, Tensor) for each in weights.values()):
+        raise InputError(f"{path} contains no weights; give a run, a checkpoint, or a state dict")
+    return dict(weights), checkpoint
+
+
+def data_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Returns the data module's state in the content of a checkpoint: source, classes and a checksum of the labels.
+
+    It is empty for a checkpoint of an earlier version, or of another data module.
+    """
+    states = (value for value in checkpoint.values() if isinstance(value, dict))
+    return next((state for state in states if {"source", "classes", "labels"} <= state.keys()), {})
+
+
+def _read(path: Path) -> Any:
     try:
         intact = is_intact(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True) if intact else None
@@ -107,8 +140,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is not a checkpoint, or it is damaged; it is refused and nothing in it was run{_instead_of(path)}"
         )
-    if not isinstance(checkpoint, dict) or not {"classifier", "state_dict", "hyper_parameters"} <= checkpoint.keys():
-        raise InputError(f"{path} was not written by mnist-lightning: it does not name its model")
     return checkpoint
 
 

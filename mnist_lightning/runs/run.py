@@ -21,7 +21,7 @@ LOGS = "lightning_logs"  # default folder of runs
 CHECKPOINTS = "checkpoints"
 
 # Settings that do not change the trained weights.
-_INCIDENTAL = {
+INCIDENTAL = {
     "trainer": {"accelerator", "logger", "callbacks", "default_root_dir", "log_every_n_steps", "profiler", "barebones"}
     | {"enable_checkpointing", "enable_progress_bar", "enable_model_summary", "enable_autolog_hparams"},
     "data": {"root", "fallback", "num_workers", "seed"},
@@ -87,9 +87,10 @@ class Run:
         return self.summary_file.is_file()
 
     def checkpoint(self, name: Literal["best", "last"] = "best") -> Path | None:
-        """Returns an existing checkpoint file: the one asked for, or else the best."""
-        # A run that was killed during its first epoch may have the best checkpoint and not the last.
-        return next((path for path in (self.checkpoints / f"{name}.ckpt", self.best) if path.is_file()), None)
+        """Returns an existing checkpoint file: the one asked for, or else the other."""
+        # A run that was killed during its first epoch may have no last checkpoint, one without validation no best.
+        first, second = (self.best, self.last) if name == "best" else (self.last, self.best)
+        return next((path for path in (first, second) if path.is_file()), None)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -156,13 +157,13 @@ class Run:
         """
         if not self.config:
             names = ("model", "hyper_parameters", "epochs", "batch_size", "precision")
-            return _flat("", {name: self.summary.get(name) for name in names})
-        flat: dict[str, Any] = {}
+            return flat("", {name: self.summary.get(name) for name in names})
+        settings: dict[str, Any] = {}
         for part, (path, arguments) in self.config.items():
-            flat |= {part: path} if path else {}
-            incidental = _INCIDENTAL.get(part, set())
-            flat |= _flat(f"{part}.", {name: value for name, value in arguments.items() if name not in incidental})
-        return flat
+            settings |= {part: path} if path else {}
+            incidental = INCIDENTAL.get(part, set())
+            settings |= flat(f"{part}.", {name: value for name, value in arguments.items() if name not in incidental})
+        return settings
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -196,12 +197,12 @@ class Run:
         return self.source, crc32(self.labels.tobytes())
 
 
-def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Flattens nested mappings: {"augment": {"rotate": 12}} becomes {"augment.rotate": 12}."""
-    flat: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(f"{prefix}{name}.", value) if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+        result |= flat(f"{prefix}{name}.", value) if isinstance(value, Mapping) else {prefix + name: value}
+    return result
 
 
 def finished_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:

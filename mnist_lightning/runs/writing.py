@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mnist_lightning.errors import InputError
-from mnist_lightning.files import write_whole
+from mnist_lightning.files import writable, write_whole
 from mnist_lightning.runs.checkpoint import read_checkpoint
 from mnist_lightning.runs.predictions import save_predictions
 from mnist_lightning.runs.run import Run
 
+_COLUMNS = "index,label,predicted,confidence"
 # `errno` values of a disk that cannot be written: full, over quota, over the largest file size, read-only, broken.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
-def write_config(run: Run, text: str, overwrite: bool) -> None:
-    """Writes a run's config.
+def lock(folder: Path) -> int | None:
+    """Locks a run's folder, so that no other process trains in it. The lock ends with the process.
 
     Args:
-        run: The run.
-        text: YAML.
-        overwrite: Whether the run may have a config already.
+        folder: The run's folder.
+
+    Returns:
+        A file descriptor that holds the lock until `os.close`. None if the file system or the platform has no locks.
 
     Raises:
-        InputError: If the run has a config and must not have one.
+        InputError: If another process holds the lock.
     """
-    if run.config_file.exists() and not overwrite:
-        raise InputError(f"{run.config_file} exists already: a new run needs a new folder")
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(f"another process trains in {folder}; wait until it ends, or stop it") from None
+    except OSError:  # some network file systems
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def write_config(run: Run, text: str) -> None:
+    """Writes a run's config, YAML, when a training starts. A finished run that is trained longer is unfinished."""
     run.config_file.parent.mkdir(parents=True, exist_ok=True)
+    run.summary_file.unlink(missing_ok=True)
     write_whole(run.config_file, text.encode())
 
 
@@ -49,23 +69,38 @@ def write_results(run: Run, summary: dict[str, Any], logits: NDArray[np.float32]
     write_whole(run.summary_file, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def write_predictions(checkpoint: Path, logits: Tensor, labels: Tensor) -> Path:
-    """Writes one row per image beside a checkpoint: index, label, predicted class and confidence.
+def check_predictions_file(path: Path) -> None:
+    """Checks that a file of predictions can be written and replaces nothing but an older one.
+
+    Raises:
+        InputError: If the file exists and is not a file of `write_predictions`, or its folder does not exist.
+    """
+    writable(str(path), [".csv", ".txt"])
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(_COLUMNS.encode())):
+        raise InputError(f"{path} exists and holds no predictions; choose another --output")
+
+
+def write_predictions(path: Path, logits: Tensor, labels: Tensor) -> None:
+    """Writes one row per image: index, label, predicted class and confidence.
 
     Args:
-        checkpoint: The model's checkpoint.
+        path: File to write, CSV.
         logits: float [N, 10].
         labels: int64 [N].
-
-    Returns:
-        The file.
     """
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     rows = zip(range(len(labels)), labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
-    lines = ["index,label,predicted,confidence", *(",".join(map(str, row)) for row in rows), ""]
-    path = checkpoint.with_name("predictions.csv")
+    lines = [_COLUMNS, *(",".join(map(str, row)) for row in rows), ""]
     write_whole(path, "\n".join(lines).encode())
-    return path
+
+
+def how_to_continue(run: Run) -> str:
+    """Says which checkpoint of a stopped training is saved, and how to resume it."""
+    checkpoint = run.checkpoint("last")
+    if checkpoint is None:
+        return "no checkpoint was saved yet; start again with the same command"
+    epoch = read_checkpoint(checkpoint)["epoch"] + 1
+    return f"{checkpoint.name} of epoch {epoch} is saved; resume with mnist-lightning fit --ckpt_path {run.folder}"
 
 
 def explain_disk_error(error: OSError, run: Run) -> OSError | InputError:
@@ -80,8 +115,5 @@ def explain_disk_error(error: OSError, run: Run) -> OSError | InputError:
     """
     if error.errno not in _DISK_ERRORS:
         return error
-    way = "no checkpoint was saved yet; start again with the same command"
-    if checkpoint := run.checkpoint("last"):
-        epoch = read_checkpoint(checkpoint)["epoch"]
-        way = f"{checkpoint.name} of epoch {epoch} is saved; resume with mnist-lightning fit --ckpt_path {run.folder}"
-    return InputError(f"cannot write {error.filename or run.folder}: {error.strerror}. Free some space; {way}")
+    file = os.fsdecode(error.filename or run.folder or "")
+    return InputError(f"cannot write {file}: {error.strerror}. Free some space; {how_to_continue(run)}")

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mnist_lightning.files import save_tensors
@@ -24,6 +25,17 @@ class BestCheckpoint(IdleInSteps, ModelCheckpoint):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(monitor="val/acc", mode="max", filename=Run("").best.stem, enable_version_counter=False)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best score. The checkpoint is that of this folder, also if the run was moved or copied."""
+        best = Path(self.dirpath or "", Run("").best.name)
+        if not state_dict["best_model_path"]:
+            return
+        if not best.is_file():
+            rank_zero_warn(f"{best} is missing: the best of the following epochs replaces it")
+            return
+        here = {"dirpath": self.dirpath, "best_model_path": str(best), "kth_best_model_path": str(best)}
+        super().load_state_dict({**state_dict, **here, "best_k_models": {str(best): state_dict["best_model_score"]}})
+
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Counts an epoch as better if it equals the best one."""
         equal = current is not None and current == self.best_model_score
@@ -37,7 +49,11 @@ class LastCheckpoint(IdleInSteps, ModelCheckpoint):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        super().__init__(filename=Run("").last.stem, enable_version_counter=False)
+        # Without the last argument, none is written in epochs without validation.
+        super().__init__(filename=Run("").last.stem, enable_version_counter=False, save_on_train_epoch_end=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores nothing: there is one file, in this folder."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

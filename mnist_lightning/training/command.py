@@ -4,14 +4,20 @@ import gc
 import inspect
 import logging
 import os
-import warnings
+import signal
+from argparse import SUPPRESS
 from collections.abc import Iterable
 from pathlib import Path
 from pkgutil import resolve_name
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -23,16 +29,19 @@ from mnist_lightning.arguments import OneLineParser, plain_words, refuse_nulls, 
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
 from mnist_lightning.data.images import MNISTDataModule
-from mnist_lightning.errors import InputError, one_line
+from mnist_lightning.errors import InputError, StoppedError, one_line
 from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
 from mnist_lightning.evaluation.page import print_result
-from mnist_lightning.runs.checkpoint import find_checkpoint, read_checkpoint
+from mnist_lightning.runs.checkpoint import data_in, find_checkpoint, read_checkpoint
+from mnist_lightning.runs.resuming import check_data, check_processes, is_unfinished
 from mnist_lightning.runs.run import LOGS, Run
-from mnist_lightning.runs.writing import explain_disk_error, write_predictions
+from mnist_lightning.runs.writing import check_predictions_file, explain_disk_error, how_to_continue, write_predictions
 from mnist_lightning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from mnist_lightning.training.finetuning import InitialWeights
 from mnist_lightning.training.progress import CalmProgressBar
 from mnist_lightning.training.recording import RunConfig, RunRecorder
 from mnist_lightning.training.reproducibility import ReproducibleEpochs
+from mnist_lightning.training.stopping import StopSignals
 from mnist_lightning.training.tensorboard import RunLogger, TensorBoardFigures
 
 _MAX_DEVICES = 1024  # on CPUs, Lightning would start any number of processes
@@ -51,6 +60,8 @@ def run(args: list[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         CLI(with_configs(args))
+    except _FinishedError as finished:
+        print_result(str(finished))
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
     if torch.distributed.is_initialized():  # threads that outlive the process group would abort the process
@@ -79,6 +90,9 @@ class CLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.verb = next(word for word in args if word in LightningCLI.subcommands())
+        self.resumed: Run | None = None
+        self.temporary: TemporaryDirectory[str] | None = None
+        self.best, self.last, self.signals = BestCheckpoint(), LastCheckpoint(), StopSignals()
         super().__init__(
             Classifier,
             LightningDataModule,
@@ -100,7 +114,13 @@ class CLI(LightningCLI):
         return {self.verb: LightningCLI.subcommands()[self.verb] | skipped}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the name of the experiment, and the default data module."""
+        """Adds arguments of this package, and the default data module."""
+        text = "Run, checkpoint or state dict whose weights a new training starts from (fine-tuning)."
+        parser.add_argument(  # the other verbs find it in a run's config
+            "--init_from", type=str | None, default=None, help=text if self.verb == "fit" else SUPPRESS
+        )
+        if self.verb == "predict":
+            parser.add_argument("--output", default="predictions.csv", help="File of the predictions (.csv).")
         parser.add_argument(
             "--experiment",
             type=str | None,
@@ -127,12 +147,14 @@ class CLI(LightningCLI):
             raise InputError(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
-        """Lets the checkpoint's model arguments win, with a warning. Lightning lets them win silently."""
+        """Finds the checkpoint. Refuses arguments of `fit` that do not continue its run, before anything is written."""
         verb = self.config.subcommand
         config = self.config[verb]
         if not config.ckpt_path:
             if verb != "fit":
                 raise InputError(f"{verb} needs a trained model: --ckpt_path RUN_FOLDER or CHECKPOINT.ckpt")
+            if config.init_from:
+                config.init_from = str(find_checkpoint(config.init_from).absolute())
             return
         path = find_checkpoint(config.ckpt_path, "last" if verb == "fit" else "best")
         checkpoint = read_checkpoint(path)
@@ -140,20 +162,30 @@ class CLI(LightningCLI):
         trained, requested = checkpoint["classifier"].split(".")[-1], config.model.class_path.split(".")[-1]
         if trained != requested:
             raise InputError(f"{path} contains a {trained}, but --model is {requested}")
+        if verb == "fit":
+            self._resume(path, checkpoint)
         for name, value in checkpoint["hyper_parameters"].items():
             given = config.model.init_args.get(name, value)
             if name != "compile" and _plain(given) != _plain(value):
                 rank_zero_warn(f"--model.{name} {given} is ignored: the checkpoint's model has {value}")
                 config.model.init_args[name] = value
 
+    def _resume(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        run = Run.of(path)
+        if run is None:
+            raise InputError(f"{path} is not in a run's folder; start another training from it with --init_from {path}")
+        config = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
+        if not is_unfinished(run, config, checkpoint):
+            raise _FinishedError(run)
+        self.resumed, self._checkpoint = run, checkpoint
+
     def before_instantiate_classes(self) -> None:
         """Names the experiment. Only `fit` writes a config."""
         config = self.config[self.subcommand]
         if self.subcommand != "fit":
             self.save_config_callback = None
-            warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # no checkpoint is written
-        elif config.ckpt_path:
-            self.save_config_kwargs = {"overwrite": True}
+        if self.subcommand == "predict":
+            check_predictions_file(Path(config.output))
         if config.experiment is None:
             names = "-".join(Path(str(file)).stem for file in config.config or [])
             config.experiment = names or config.model.class_path.split(".")[-1].lower()
@@ -181,14 +213,19 @@ class CLI(LightningCLI):
         if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(CalmProgressBar())
         if self.subcommand == "fit":
-            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-            self.recorder = RunRecorder(self._get(self.config_init, "experiment"), seed)
-            callbacks += [ReproducibleEpochs(seed), self.recorder, TensorBoardFigures()]
-            self.best = BestCheckpoint()
+            seeded = self._get(self.config_init, "seed_everything") is not False
+            seed = int(os.environ["PL_GLOBAL_SEED"]) if seeded else None
+            source = self._get(self.config_init, "init_from")
+            initial = [InitialWeights(source, self.model)] if source and not self.resumed else []
+            origin = initial[0].facts if initial else None
+            self.recorder = RunRecorder(self._get(self.config_init, "experiment"), seed, origin)
+            epochs = [] if seed is None else [ReproducibleEpochs(seed)]
+            callbacks += [*initial, *epochs, self.recorder, TensorBoardFigures()]
             if trainer["enable_checkpointing"] is not False:
-                callbacks += [self.best, LastCheckpoint()]
-        if trainer["logger"] in (None, True):
-            kwargs["logger"] = self._logger(trainer["default_root_dir"]) if self.subcommand == "fit" else False
+                callbacks += [self.best, self.last]
+        callbacks.append(self.signals)
+        kwargs |= self._logging(trainer["logger"], trainer["default_root_dir"])
+        kwargs["plugins"] = _without_requeue(trainer["plugins"])
         self.trainer_defaults["callbacks"] = callbacks
         if str(trainer["devices"]).isdigit() and int(trainer["devices"]) > _MAX_DEVICES:
             raise InputError(f"trainer.devices must be at most {_MAX_DEVICES}, got {trainer['devices']}")
@@ -204,25 +241,60 @@ class CLI(LightningCLI):
             instance.strategy.checkpoint_io = AtomicCheckpointIO()
         return instance
 
-    def _logger(self, root: Any) -> RunLogger:
-        """Logs to a new folder, or to the folder of a resumed run."""
-        checkpoint = self._get(self.config_init, "ckpt_path")
-        resumed = Run.of(checkpoint) if checkpoint else None
-        if resumed is not None and resumed.folder is not None:
-            folder = resumed.folder
-            return RunLogger(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
-        # An absolute path, because checkpoints store it and a run may be resumed from another folder.
-        logs = Path(root or ".").absolute() / LOGS
-        return RunLogger(logs, self._get(self.config_init, "experiment"), default_hp_metric=False)
+    def _logging(self, loggers: Any, root: Any) -> dict[str, Any]:
+        """Chooses the loggers, and the folder of files without a better place.
+
+        `fit` always logs to its run's folder, and also with the user's loggers. Without a logger, a temporary folder
+        takes all files.
+        """
+        if self.subcommand != "fit":
+            return {"logger": False}
+        if loggers is False:
+            if self.resumed:
+                raise InputError("a resumed run is continued in its folder; omit --trainer.logger false")
+            self.temporary = TemporaryDirectory(prefix="mnist-lightning-")
+            return {"logger": False, "default_root_dir": self.temporary.name}
+        logs = Path(root or ".").absolute() / LOGS  # absolute, for processes in other folders
+        own = RunLogger(self.resumed.folder if self.resumed else None, logs, self._get(self.config_init, "experiment"))
+        others = [] if loggers in (None, True) else loggers if isinstance(loggers, list) else [loggers]
+        return {"logger": [own, *others], "default_root_dir": str(logs)}
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Explains disk errors of a training."""
+        """Runs the verb. Says how to resume a training that was stopped, or whose disk is full."""
         try:
             super()._run_subcommand(subcommand)
         except OSError as error:
             if subcommand != "fit" or not self.trainer.loggers:
                 raise
             raise explain_disk_error(error, Run(self.trainer.loggers[0].log_dir or ".")) from error
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if not (self.trainer.interrupted or isinstance(stop, KeyboardInterrupt)):
+                raise
+            raise self._stopped() from None
+        finally:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, RunLogger):
+                    logger.release()
+            if self.temporary:
+                self.temporary.cleanup()
+
+    def _stopped(self) -> BaseException:
+        if not self.trainer.is_global_zero:
+            return SystemExit(128 + self.signals.received)
+        folder = self.trainer.loggers[0].log_dir if self.trainer.loggers else None
+        state = f"; {how_to_continue(Run(folder))}" if folder and Path(folder).is_dir() else ""
+        return StoppedError(f"stopped by {signal.Signals(self.signals.received).name}{state}", self.signals.received)
+
+    def before_fit(self) -> None:
+        """Compares the data and the processes of a resumed run with those before. Its folder is untouched so far."""
+        if self.resumed is None or rank_zero_only.rank:  # type: ignore[attr-defined]
+            return
+        recorder = self._checkpoint.get("callbacks", {}).get("RunRecorder", {})
+        check_processes(self.resumed, recorder.get("processes"), self.trainer.num_devices * self.trainer.num_nodes)
+        if isinstance(self.datamodule, MNISTDataModule) and (saved := data_in(self._checkpoint)):
+            self.datamodule.prepare_data()
+            self.datamodule.setup("fit")
+            check_data(self.resumed, saved, self.datamodule.state_dict())
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -232,13 +304,13 @@ class CLI(LightningCLI):
         return kwargs
 
     def after_fit(self) -> None:
-        """Tests the checkpoint with the best validation accuracy, once."""
-        tested = self.best.best_model_path
-        if not tested:  # checkpoints are off
+        """Tests once: the best checkpoint, or the last weights of a training without validation."""
+        if self._get(self.config_init, "trainer")["fast_dev_run"]:
             return
+        tested = self.best.best_model_path or self.last.best_model_path or None
         self.trainer.test(self.model, self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         self._print(metrics_table(self.recorder.metrics, f"{self.recorder.experiment}: {self._title()}"))
-        self._print(self.trainer.log_dir)
+        self._print("Nothing was kept, because --trainer.logger is false." if self.temporary else self.trainer.log_dir)
 
     def after_validate(self) -> None:
         """Prints the metrics."""
@@ -249,10 +321,11 @@ class CLI(LightningCLI):
         self._print(metrics_table({"test": self._metrics("test")}, self._title()))
 
     def after_predict(self) -> None:
-        """Writes the predictions beside the checkpoint."""
+        """Writes the predictions."""
         logits, labels = self.model.predictions["predict"]
         if self.trainer.is_global_zero:
-            path = write_predictions(Path(self._get(self.config_init, "ckpt_path")), logits, labels)
+            path = Path(self._get(self.config_init, "output"))
+            write_predictions(path, logits, labels)
             self._print(f"{len(labels):,} predictions: {path}")
 
     @rank_zero_only
@@ -266,6 +339,28 @@ class CLI(LightningCLI):
     def _title(self) -> str:
         source = getattr(self.datamodule, "source", type(self.datamodule).__name__)
         return f"{type(self.model).__name__} on {source}"
+
+
+class _FinishedError(Exception):
+    """A run that should be resumed is finished."""
+
+    def __init__(self, run: Run) -> None:
+        schedule = run.summary.get("hyper_parameters", {}).get("schedule", "constant")
+        more = "--ckpt_path" if schedule == "constant" else "--init_from"
+        super().__init__(
+            f"{run.folder} is finished: {run.summary.get('epochs')} epochs, test accuracy "
+            f"{100 * run.summary['test']['accuracy']:.2f} %. Nothing was changed. To train longer: mnist-lightning fit "
+            f"{more} {run.folder} --trainer.max_epochs N"
+        )
+
+
+def _without_requeue(plugins: Any) -> list[Any] | None:
+    """Stops Lightning from requeueing a SLURM job: its checkpoint would lie outside of the run."""
+    given = [] if plugins is None else plugins if isinstance(plugins, list) else [plugins]
+    named = any(isinstance(plugin, ClusterEnvironment) for plugin in given)
+    if not named and not TorchElasticEnvironment.detect() and SLURMEnvironment.detect():
+        given = [*given, SLURMEnvironment(auto_requeue=False)]
+    return given or None
 
 
 def _plain(value: Any) -> Any:

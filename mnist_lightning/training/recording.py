@@ -28,11 +28,15 @@ class RunConfig(IdleInSteps, SaveConfigCallback):
     """Writes the run's config atomically: half a config may be a valid config of another training."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes the config once, in the first process."""
+        """Does nothing: before the checkpoint is restored, a resumed training may be refused."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the config, in the first process."""
         folder = trainer.log_dir  # a broadcast, which all processes must take part in
-        if trainer.is_global_zero and folder is not None and not self.already_saved:
-            write_config(Run(folder), self.parser.dump(self.config, skip_none=False), self.overwrite)
-        self.already_saved = True
+        if trainer.is_global_zero and folder is not None:
+            config = self.config.clone()
+            del config["ckpt_path"]  # with it, the config would resume the run instead of repeating it
+            write_config(Run(folder), self.parser.dump(config, skip_none=False))
 
 
 class RunRecorder(IdleInSteps):
@@ -43,21 +47,25 @@ class RunRecorder(IdleInSteps):
 
     Args:
         experiment: Name of the experiment.
-        seed: Seed of the run.
+        seed: Seed of the run; None if it has none.
+        init_from: Origin of the initial weights, as in `InitialWeights.facts`; None for random weights.
 
     Attributes:
         metrics: Metrics by split, available after the test.
     """
 
-    def __init__(self, experiment: str, seed: int) -> None:
+    def __init__(self, experiment: str, seed: int | None, init_from: dict[str, Any] | None = None) -> None:
         self.experiment = experiment
         self.seed = seed
+        self.init_from = init_from
         self.metrics: dict[str, Metrics] = {}
         self._seconds = 0.0
         self._since = 0.0
+        self._processes = 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
+        self._processes = trainer.world_size
         self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,12 +75,13 @@ class RunRecorder(IdleInSteps):
         self._since = now
 
     def state_dict(self) -> dict[str, Any]:
-        """Keeps the seconds for a resumed training."""
-        return {"seconds": self._seconds}
+        """Keeps facts for a resumed training. The number of processes must not change."""
+        return {"seconds": self._seconds, "processes": self._processes, "init_from": self.init_from}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the seconds."""
+        """Restores the facts."""
         self._seconds = state_dict["seconds"]
+        self.init_from = state_dict.get("init_from")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files, in the first process."""
@@ -112,6 +121,7 @@ class RunRecorder(IdleInSteps):
             "devices": trainer.world_size,
             "device": device_name(model.device),
             "cpu_threads": torch.get_num_threads(),
+            "init_from": self.init_from,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         }
 

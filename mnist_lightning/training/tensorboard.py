@@ -1,6 +1,7 @@
 """TensorBoard: a folder of its own for every training, charts, figures and hyper-parameters."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.lean import IdleInSteps
 from mnist_lightning.models import GNN
+from mnist_lightning.runs.run import LOGS
+from mnist_lightning.runs.writing import lock
 from mnist_lightning.training.recording import RunRecorder, own_data, source_name
 
 if TYPE_CHECKING:  # matplotlib is imported when there is a figure to draw
@@ -21,7 +24,31 @@ if TYPE_CHECKING:  # matplotlib is imported when there is a figure to draw
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard's logger, in a folder that no other training uses."""
+    """TensorBoard's logger, in a folder that no other training uses.
+
+    Args:
+        run: Folder of a run to continue. None to make a new folder.
+        logs: Folder of a new run's experiment folder.
+        experiment: Name of a new run's experiment.
+    """
+
+    def __init__(self, run: Path | None = None, logs: Path | str = LOGS, experiment: str = "default") -> None:
+        self._lock: int | None = None
+        if run is None:
+            super().__init__(logs, experiment, default_hp_metric=False)
+        else:
+            super().__init__(run.parent.parent, run.parent.name, run.name, default_hp_metric=False)
+            self._hold()
+
+    def _hold(self) -> None:
+        if not rank_zero_only.rank:  # type: ignore[attr-defined]  # the first process writes
+            self._lock = lock(Path(self.log_dir))
+
+    def release(self) -> None:
+        """Lets other processes train in the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _get_next_version(self) -> int:
         """Creates the folder. Lightning only looks for a free number, and two trainings may find the same."""
@@ -35,6 +62,8 @@ class RunLogger(TensorBoardLogger):
             except FileExistsError:
                 version += 1
             else:
+                self._version = version
+                self._hold()
                 return version
 
     @rank_zero_only

@@ -28,7 +28,9 @@ def shards(data: MNISTDataModule, loader: str, world_size: int) -> list[Tensor]:
     """Images of each of `world_size` processes."""
     images = []
     for rank in range(world_size):
-        data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)  # type: ignore[assignment]
+        progress = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
+        trainer = SimpleNamespace(world_size=world_size, global_rank=rank, fit_loop=progress)
+        data.trainer = trainer  # type: ignore[assignment]
         images.append(torch.cat([raw.batch[0] for raw in getattr(data, loader)()]))
     return images
 

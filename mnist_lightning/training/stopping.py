@@ -1,0 +1,37 @@
+"""Signals that stop a training."""
+
+import signal
+import threading
+from types import FrameType
+
+from lightning.pytorch import LightningModule, Trainer
+
+from mnist_lightning.lean import IdleInSteps
+
+# Of `kill` and of clusters: SLURM sends either before it ends a job.
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class StopSignals(IdleInSteps):
+    """Makes the signals of clusters stop a training like Ctrl-C, in all processes.
+
+    Lightning's own handler lets the command end with exit code 0, and calls a collective operation in the handler.
+
+    Attributes:
+        received: Number of the signal that stopped the training.
+    """
+
+    def __init__(self) -> None:
+        self.received = int(signal.SIGINT)
+
+    def _catch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                signal.signal(number, self._stop)
+
+    # Lightning installs its handlers before these hooks, and restores those of the process after the training.
+    on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _catch
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        raise KeyboardInterrupt
