@@ -163,7 +163,7 @@ def read_yaml(path: Path) -> Any:
         if len(content) > _MAX_YAML:
             raise InputError(f"it has more than {_MAX_YAML // 2**10} KiB")
         text = content.decode()
-        _check_aliases(text)
+        check_yaml(text)
         return yaml.safe_load(text)
     except UnicodeDecodeError:
         raise InputError(f"{path} is not valid YAML: it is not UTF-8 text") from None
@@ -172,8 +172,13 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path} is not valid YAML: {details}") from error
 
 
-def _check_aliases(text: str) -> None:
-    """Refuses YAML that is too deep or too large once its aliases are expanded, or endless."""
+def check_yaml(text: str) -> None:
+    """Refuses YAML that is too deep or too large once its aliases are expanded, or endless.
+
+    Raises:
+        InputError: If a limit is exceeded.
+        yaml.YAMLError: If the text is not YAML.
+    """
     nodes = 0
     parents: list[tuple[str | None, int]] = []  # anchor of each open collection, and the nodes before it
     sizes: dict[str, int | None] = {}  # nodes of each anchor; None while its collection is open
