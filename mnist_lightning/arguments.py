@@ -1,20 +1,40 @@
 """Command-line arguments: one-line errors, and the names of configs."""
 
+import difflib
 import re
+import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from mnist_lightning.errors import InputError, one_line, suggestion
+from mnist_lightning.files import check_yaml, read_yaml
 from mnist_lightning.runs.run import Run
+
+
+def _load_yaml(text: str) -> Any:
+    try:
+        check_yaml(text)
+    except InputError as error:
+        raise yaml.YAMLError(str(error)) from error
+    return get_loader("yaml")(text)
+
+
+set_loader("bounded_yaml", _load_yaml, (yaml.YAMLError,))
 
 
 class OneLineParser(ArgumentParser):
     """An argument parser whose errors are one line that names the argument, its value and what is accepted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An option's value may name a file, too.
+        super().__init__(*args, **{"prog": "mnist-lightning", "parser_mode": "bounded_yaml", **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises an InputError in place of jsonargparse's message of ten lines."""
@@ -30,25 +50,39 @@ class OneLineParser(ArgumentParser):
         return ()
 
 
-_NOISE = re.compile(
-    r"Does not validate against|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Expected a path but"
-)
 _UNKNOWN_OPTION = re.compile(
     r"Option '(.+)' is not accepted|Subcommand '.+' does not accept option '(.+)'"
     r"|[Uu]nrecognized arguments: --(\S+?)(?:[= ].*)?|unknown option (.+)"
 )
-_WRONG_TYPE = re.compile(r"(?:([\w.]+): )?Expected an? <class '(\w+)'>|(\S+ must be .+)")
+_NOISE = re.compile(r"Does not validate against|Errors:|Expected a <class 'NoneType'>|Expected a path but")
+_WRONG_TYPE = re.compile(r"(?:([\w.]+): )?Expected an? (<class '[\w.]+'>|typing\.Literal\[.*\])(?:\. Got value: (.*))?")
 _NO_CLASS = re.compile(
     r"Expected (?:a )?dot import path string(?:: (.+))?.*|Not a valid subclass of.*"
     r"|argument of type '\w+' is not iterable.*|.*unhashable.*"
 )
+_CLASS_PATH = re.compile(
+    r"Problem with given class_path '(.+)'|class_path='([\w.]+)'|'class_path': '([\w.]+)'|([\w.]+\.\w+)"
+)
+_RUNS = ("--ckpt_path", "--init_from")  # options whose value is a run
+_ALONE = re.compile(r"--print_config|--help|--.+\.help")  # options that need no value
+_TYPES = {
+    "int": "an int",
+    "float": "a float",
+    "str": "a string",
+    "bool": "true or false",
+    "list": "a list",
+    "Sequence": "a list",
+    "Iterable": "a list",
+    "dict": "a mapping",
+    "NoneType": "null",
+}
 
 
 def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str] = ()) -> str:
     """Extracts one clear line from an error message of jsonargparse.
 
-    jsonargparse reports every branch of a nested type that does not fit. The first branch that is not about `null` or
-    the path of a file names the cause.
+    jsonargparse reports every branch of a nested type that does not fit. A branch that says more than "another type is
+    expected" names the cause. If there is none, the value has the wrong type, and all types are named.
 
     Args:
         message: jsonargparse's message.
@@ -64,15 +98,22 @@ def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str
         'unknown option model.lrr; did you mean lr?'
     """
     keys: list[str] = []
-    cause = ""
+    causes: list[str] = []
+    types = value = ""
     for line in message.splitlines():
         text = line.strip().removeprefix("- ")
         if key := re.fullmatch(r'Parser key "(.+)":(.*)', text):
             keys.append(key[1])
             text = key[2].strip()
-        if text and not _NOISE.match(text):
-            cause = text
+        if text.startswith("Subtypes: "):
+            types = text
+        elif text.startswith("Given value: "):  # the end of the innermost type's report
+            value = text.partition(": ")[2]
             break
+        elif text and not _NOISE.match(text) and not text.startswith("Given value type"):
+            causes.append(text)
+    specific = [cause for cause in causes if not _WRONG_TYPE.fullmatch(cause)]
+    cause = next(iter(specific or causes), "")
     where = ".".join(keys)
     inside = f"{where}." if where else ""
     if match := _UNKNOWN_OPTION.fullmatch(cause):
@@ -80,19 +121,61 @@ def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str
         hint = suggestion(option, options) or suggestion(option.split(".")[-1], options)
         return f"unknown option {inside}{option}{hint if ';' not in option else ''}"
     if match := _WRONG_TYPE.fullmatch(cause):
-        return f"{inside}{match[3]}" if match[3] else f"{inside}{match[1] or ''}".rstrip(".") + f" must be {match[2]}"
-    if match := re.fullmatch(r"Expected (.+?)\. Got value: (.*)", cause):
-        expected = re.sub(r"<class '(.+?)'>", r"\1", match[1].replace("a typing.Literal", "one of "))
-        return f"{where} must be {expected}, got {match[2]!r}"
+        name = inside + match[1] if match[1] else where
+        return f"{name} must be {_accepted(types or match[2], match[3] or value)}"
+    if match := re.fullmatch(r"\S+ must be .+", cause):
+        return f"{inside}{cause}"
     if classes and (match := _NO_CLASS.fullmatch(cause)):
-        problem = f"unknown {where} {match[1]}" if match[1] else f"{where} must name a class"
-        return f"{problem}; use {', '.join(sorted(classes))} or the path of your own class, module.Class"
+        if not match[1]:
+            return f"{where} must name a class: {_names_of(classes)}"
+        return f"unknown {where} {match[1]}{suggestion(match[1], classes)}; use {_names_of(classes)}"
+    if match := re.fullmatch("the following arguments are required: (.+)", cause):
+        return f"{where or 'the command'} needs {match[1]}"
+    if match := re.fullmatch("unrecognized arguments: (.+)", cause):
+        return f"unknown argument {match[1]}"
     if cause.startswith("Problems parsing config"):
         details = message.replace('in "<unicode string>", ', "").partition(":")[2]
         return f"the config is not valid YAML: {one_line(details)}"
     if cause.startswith("Unexpected config"):
         return f"the config must be a mapping of options, got {one_line(cause.partition(':')[2], 80)}"
+    if where and (path := _CLASS_PATH.match(cause) or _CLASS_PATH.search(value)):
+        name = path[path.lastindex or 0]
+        if problem := _import_problem(name):
+            return f"{where} {name} cannot be imported: {problem}"
+        if base := cause.partition("Import path does not correspond to a subclass of ")[2]:
+            return f"{where} {name} is not a subclass of {base}"
     return f"{where}: {one_line(cause)}" if where else one_line(cause or message)
+
+
+def _accepted(types: str, value: str) -> str:
+    """Names the accepted types and values, and the value that was given instead."""
+    literals = [word.strip("'\" ") for group in re.findall(r"Literal\[(.*?)\]", types) for word in group.split(", ")]
+    classes = [name.split(".")[-1] for name in re.findall(r"<class '([\w.]+)'>", types)]
+    lists = ["list"] if re.search(r"\b(list|tuple|Sequence|Iterable)\[", types) else []
+    mappings = ["dict"] if re.search(r"\b(dict|Mapping)\[", types) else []
+    words = [*literals, *(_TYPES.get(name, f"a {name}") for name in (*lists, *mappings, *classes))]
+    *first, last = dict.fromkeys(words)
+    value = re.sub(r"NestedArg\(key='.*?', val='?(.*?)'?\)", r"\1", value)
+    accepted = f"{', '.join(first)} or {last}" if first else last
+    return f"{'one of ' if literals else ''}{accepted}, got {value!r}{suggestion(value, literals)}"
+
+
+def _names_of(classes: Iterable[str]) -> str:
+    return f"{', '.join(sorted(classes))} or the path of your own class, module.Class"
+
+
+def _import_problem(path: str) -> str:
+    """Says why a class cannot be imported: the import's own error and its line. Empty if it can be imported."""
+    try:
+        resolve_name(path)
+    except Exception as error:  # a module can raise anything
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        module = path.partition(".")[0]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        hint = f"; run the command in the folder of {module}.py" if missing else ""
+        return f"{type(error).__name__}: {one_line(error)}{hint or place}"
+    return ""
 
 
 def refuse_nulls(where: str, cls: type, arguments: Mapping[str, Any]) -> None:
@@ -131,41 +214,87 @@ def with_configs(args: list[str]) -> list[str]:
 
     Args:
         args: Arguments of the command line, the verb first.
+
+    Raises:
+        InputError: If an option lacks its value, or a config or checkpoint does not exist or cannot be read.
     """
-    args = list(args)
-    for index, word in enumerate(args):
+    paths = ("-c", "--config", *_RUNS)
+    words: list[str] = []  # with the value of each path as a word of its own
+    for word in args:
         flag, equals, value = word.partition("=")
-        if flag in ("-c", "--config") and equals:
-            args[index] = f"{flag}={_config_file(value)}"
-        elif word in ("-c", "--config") and index + 1 < len(args):
-            args[index + 1] = str(_config_file(args[index + 1]))
-    origins = []
-    for flag in ("--ckpt_path", "--init_from"):
-        for index in [i for i, word in enumerate(args) if word.partition("=")[0] == flag][-1:]:
-            words = args[index : index + (1 if "=" in args[index] else 2)]
-            origins.append("".join(words).removeprefix(flag).removeprefix("="))
-            args = [
-                *args[:index],
-                *args[index + len(words) :],
-                *words,
-            ]  # at the end: configs contain these options, too
-    run = Run.of(origins[0]) if origins else None
-    named = {word.partition("=")[0] for word in args} & {"-c", "--config", "--model", "--model.class_path"}
-    if run is not None and run.config_file.is_file() and not named:
-        return [args[0], "--config", str(run.config_file), *args[1:]]
-    return args
+        words += [flag, value] if equals and flag in paths else [word]
+    config = None
+    for index, (flag, value) in enumerate(zip(words, [*words[1:], "--"], strict=True)):
+        if "\0" in flag:
+            raise InputError(f"an argument contains a null byte: {flag}")
+        needs_value = flag in paths or (flag.startswith("--") and "=" not in flag and not _ALONE.fullmatch(flag))
+        if needs_value and value.startswith("--"):
+            raise InputError(f"{flag} needs a value{_examples_of(flag)}")
+        if flag in ("-c", "--config"):
+            words[index + 1] = str(_config_file(value))
+        elif flag in _RUNS:
+            if not value or not Path(value).exists():
+                raise InputError(f"there is no run or checkpoint {value}{_similar_path(value)}")
+            run = Run.of(value)
+            config = run.config_file if run is not None and run.config_file.is_file() else config
+    names_model = {word.partition("=")[0] for word in words} & {"-c", "--config", "--model", "--model.class_path"}
+    for flag in _RUNS:
+        if flag in words:  # last, because a config has these options, too
+            index = words.index(flag)
+            words = [*words[:index], *words[index + 2 :], *words[index : index + 2]]
+    return words if names_model or config is None else [words[0], "--config", str(config), *words[1:]]
+
+
+def _examples_of(flag: str) -> str:
+    if flag == "--model":
+        from mnist_lightning import models
+
+        return f": {_names_of(models.__all__)}"
+    return f": {', '.join(_shipped_configs())} or a YAML file" if flag in ("-c", "--config") else ""
+
+
+def explain_missing_model(verb: str) -> str:
+    """Says how to name the model that a verb of Lightning's command line needs."""
+    ways = f"--config NAME{_examples_of('--config')}; or --model NAME{_examples_of('--model')}"
+    if verb == "fit":
+        return f"fit needs a model: {ways}"
+    return (
+        f"{verb} needs a trained model: --ckpt_path RUN_FOLDER or CHECKPOINT.ckpt. Outside a run's folder, add {ways}"
+    )
+
+
+def _similar_path(path: str) -> str:
+    """Suggests an existing path, as the end of an error message."""
+    similar = Path()
+    for part in Path(path).parts:
+        names = [other.name for other in similar.iterdir()] if similar.is_dir() else []
+        match = difflib.get_close_matches(part, names, n=1)
+        if not (similar / part).exists() and not match:
+            return ""
+        similar /= part if (similar / part).exists() else match[0]
+    return f"; did you mean {similar}?"
+
+
+def _shipped_configs() -> dict[str, Path]:
+    """Shipped configs by name, the main ones first."""
+    package = Path(__file__).parent
+    folder = next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+    paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("published/*.yaml"))]
+    return {path.stem: path for path in paths}
 
 
 def _config_file(name: str) -> Path:
     """Finds a config file by its path or, for a shipped config, by its name.
 
     Raises:
-        InputError: If there is no such config.
+        InputError: If there is no such config, or it is not a YAML mapping.
     """
-    package = Path(__file__).parent
-    shipped = next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
-    for path in (Path(name), shipped / f"{name}.yaml", shipped / "published" / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    names = ", ".join(sorted(path.stem for path in shipped.rglob("*.yaml")))
-    raise InputError(f"there is no config {name}; give a file or one of {names}")
+    shipped = _shipped_configs()
+    path = Path(name) if Path(name).is_file() else shipped.get(name.removeprefix("published/"))
+    if path is None:
+        problem = f"{name} is a folder, not a config" if name and Path(name).is_dir() else f"there is no config {name}"
+        raise InputError(f"{problem}{suggestion(name, shipped)}; give a YAML file or one of {', '.join(shipped)}")
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"the config {path} must be a mapping of options, got {one_line(content, 80) or 'nothing'}")
+    return path

@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_lightning.errors import InputError, StoppedError, one_line, suggestion
@@ -37,6 +38,12 @@ VERBS = {
     "export": ("mnist_lightning.deploy.export.export_model", "export a model to ONNX or torch.export"),
     "app": ("mnist_lightning.deploy.app.serve", "draw digits in the browser and see the models' answers"),
 }
+_EXAMPLES = (
+    "fit --config speedrun",
+    "fit --model LeNet5 --data.source fashion_mnist",
+    "compare lightning_logs",
+    "classify lightning_logs/speedrun/version_0 seven.png",
+)
 
 # Advice of Lightning and other libraries that does not apply to this package.
 _IRRELEVANT = (
@@ -64,26 +71,23 @@ def main(args: list[str] | None = None) -> None:
         args: The arguments. Default: those of the process.
     """
     args = sys.argv[1:] if args is None else args
+    if args[:1] == ["help"]:  # `help fit` is `fit --help`
+        args = [*args[1:2], "--help"]
     verb = args[0] if args else ""
     try:
         if verb in ("", "-h", "--help"):
-            _print_help()
+            print(_overview())
             sys.exit(0 if verb else 2)
         if verb == "--version":
             from mnist_lightning.version import __version__
 
             print(f"mnist-lightning {__version__}")
             sys.exit(0)
-        if verb not in VERBS and not TRAINER_VERBS.keys() & set(args[: None if verb.startswith("-") else 1]):
-            known = [*TRAINER_VERBS, *VERBS]
-            raise InputError(f"unknown verb {verb!r}; use one of {', '.join(known)}{suggestion(verb, known)}")
-        _prepare_process()
         if verb in VERBS:
+            _prepare_process()
             _run_verb(verb, args[1:])
         else:
-            from mnist_lightning.training.command import run
-
-            run(args)
+            _run_trainer(args)
     except InputError as error:
         _print_error(error)
         sys.exit(2)
@@ -101,13 +105,16 @@ def main(args: list[str] | None = None) -> None:
         gc.enable()
 
 
-def _print_help() -> None:
-    """Answers before anything slow is imported."""
-    lines = ["usage: mnist-lightning VERB ...", "", "Train, compare and explain classifiers of handwritten digits.", ""]
-    lines += [f"  {verb:14}{text}" for verb, text in TRAINER_VERBS.items()]
-    lines += [f"  {verb:14}{text}" for verb, (_, text) in VERBS.items()]
-    lines += ["", "mnist-lightning VERB --help describes a verb.", "mnist-lightning --version prints the version."]
-    print("\n".join(lines))
+def _overview() -> str:
+    """Describes the command line before anything slow is imported."""
+    lines = ["usage: mnist-lightning VERB [options]", "Train, compare and explain classifiers of handwritten digits."]
+    lines += ["", *_verbs(), "", "Examples:", *(f"  mnist-lightning {example}" for example in _EXAMPLES)]
+    return "\n".join([*lines, "", "Help of a verb: mnist-lightning VERB --help. Version: mnist-lightning --version."])
+
+
+def _verbs() -> list[str]:
+    lines = TRAINER_VERBS | {verb: text for verb, (_, text) in VERBS.items()}
+    return [f"  {verb:14}{text}" for verb, text in lines.items()]
 
 
 def _print_error(error: object) -> None:
@@ -150,29 +157,58 @@ def _keep_freed_memory() -> None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
+def _run_trainer(args: list[str]) -> None:
+    """Runs a verb of Lightning's command line, or prints its help."""
+    options_first = args[0].startswith("-")  # mnist-lightning --config mlp fit
+    verb = next((word for word in args[: None if options_first else 1] if word in TRAINER_VERBS), None)
+    if verb is None:
+        known = [*TRAINER_VERBS, *VERBS]
+        _print_error(f"unknown verb {args[0]!r}{suggestion(args[0], known) or '; use one of ' + ', '.join(known)}")
+        print("\n".join(["", *_verbs(), "", "Help of a verb: mnist-lightning VERB --help."]))
+        sys.exit(2)
+    if {"-h", "--help", "--help.all"} & set(args):
+        from mnist_lightning.help import describe_verb
+
+        print(describe_verb(verb))
+        if "--help.all" not in args:
+            sys.exit(0)
+        print("\nAll options:\n")
+        args = [verb, "--help"]
+    _prepare_process()
+    # Classes of your own may be in the current folder. The last place: a file torch.py there must not shadow torch.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    from mnist_lightning.training.command import run
+
+    run(args)
+
+
 def _run_verb(verb: str, args: list[str]) -> None:
     """Calls a verb's function with parsed arguments and prints its result."""
     import inspect
     from pkgutil import resolve_name
 
+    from docstring_parser import parse
+
     from mnist_lightning.arguments import OneLineParser
     from mnist_lightning.evaluation.page import print_result
 
     function = resolve_name(VERBS[verb][0])
-    description, _, details = str(inspect.getdoc(function)).partition("\n\nArgs:\n")
+    docstring = str(inspect.getdoc(function))
+    description = docstring.partition("\n\nArgs:\n")[0]
+    texts = {entry.arg_name.lstrip("*"): entry.description for entry in parse(docstring).params}
     parser = OneLineParser(prog=f"mnist-lightning {verb}", description=description)
     parameters = inspect.signature(function).parameters.values()
     several = [parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL]
     flags = [parameter.name for parameter in parameters if parameter.default is False]
     for name in (*several, *flags):  # jsonargparse ignores *args and expects a value after a bool flag
-        options: dict[str, Any] = {"nargs": "*", "default": []} if name in several else {"action": "store_true"}
-        text = next((line for line in details.splitlines() if line.strip().startswith(f"{name}:")), "")
-        parser.add_argument(name if name in several else f"--{name}", help=text.partition(": ")[2], **options)
+        options: dict[str, Any] = {"nargs": "*"} if name in several else {"action": "store_true"}
+        parser.add_argument(name if name in several else f"--{name}", help=texts[name], **options)
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*flags})
     arguments = parser.parse_args(args).as_dict()
     gc.freeze()  # the imported objects
     gc.enable()
-    positional = [value for name in several for value in arguments.pop(name)]
+    positional = [value for name in several for value in arguments.pop(name) or ()]
     result = function(*positional, **arguments)
     if result is not None:
         print_result(result)

@@ -26,7 +26,7 @@ class StoppedError(Exception):
 
 
 def one_line(text: object, length: int = 300) -> str:
-    r"""Puts a message on one line and shortens it.
+    r"""Puts a message on one line and shortens it. Control characters, which a terminal would obey, are escaped.
 
     Args:
         text: Any message.
@@ -35,13 +35,17 @@ def one_line(text: object, length: int = 300) -> str:
     Example:
         >>> one_line("two\n  lines")
         'two lines'
+        >>> one_line("\x1b[31mred")
+        '\\x1b[31mred'
     """
     line = " ".join(str(text).split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Suggests the known word closest to an unknown one, as the end of an error message.
+    """Suggests the known word closest to an unknown one, in either case, as the end of an error message.
 
     Args:
         word: The unknown word.
@@ -54,5 +58,6 @@ def suggestion(word: str, known: Iterable[str]) -> str:
         >>> suggestion("batch_sizes", ["batch_size", "seed"])
         '; did you mean batch_size?'
     """
-    similar = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {similar[0]}?" if similar else ""
+    spellings = {name.lower(): name for name in known}
+    similar = difflib.get_close_matches(word.lower(), spellings, n=1)
+    return f"; did you mean {spellings[similar[0]]}?" if similar else ""

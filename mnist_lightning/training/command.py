@@ -1,12 +1,10 @@
 """`mnist-lightning fit`, `validate`, `test` and `predict`: Lightning's command line with this package's defaults."""
 
 import gc
-import inspect
 import logging
 import os
 import signal
 from argparse import SUPPRESS
-from collections.abc import Iterable
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
@@ -24,10 +22,8 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from mnist_lightning import models
-from mnist_lightning.arguments import OneLineParser, plain_words, refuse_nulls, with_configs
+from mnist_lightning.arguments import plain_words, refuse_nulls, with_configs
 from mnist_lightning.classifier import Classifier
-from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError, StoppedError, one_line
 from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
@@ -38,6 +34,7 @@ from mnist_lightning.runs.run import LOGS, Run
 from mnist_lightning.runs.writing import check_predictions_file, explain_disk_error, how_to_continue, write_predictions
 from mnist_lightning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from mnist_lightning.training.finetuning import InitialWeights
+from mnist_lightning.training.parser import TrainerParser, check_settings
 from mnist_lightning.training.progress import CalmProgressBar
 from mnist_lightning.training.recording import RunConfig, RunRecorder
 from mnist_lightning.training.reproducibility import ReproducibleEpochs
@@ -68,19 +65,6 @@ def run(args: list[str]) -> None:
         torch.distributed.destroy_process_group()
 
 
-class TrainerParser(OneLineParser, LightningArgumentParser):
-    """Lightning's parser, with errors on one line."""
-
-    def known_options(self) -> set[str]:
-        """Options of the Trainer."""
-        return {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
-
-    def known_classes(self, message: str) -> Iterable[str]:
-        """Data modules for `data`, models otherwise."""
-        data_modules = [MNISTDataModule.__name__, MNISTSuperpixelsDataModule.__name__]
-        return data_modules if message.startswith('Parser key "data"') else models.__all__
-
-
 class CLI(LightningCLI):
     """Lightning's command line.
 
@@ -99,7 +83,6 @@ class CLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=TrainerParser,
-            parser_kwargs={"prog": "mnist-lightning"},
             trainer_defaults={"max_epochs": 10},
             save_config_callback=RunConfig,
             seed_everything_default=0,
@@ -133,6 +116,8 @@ class CLI(LightningCLI):
         """Parses the arguments, without Lightning's warning that they differ from those of the process."""
         try:
             self.config = parser.parse_args(args)
+        except UnicodeDecodeError as error:
+            raise InputError(f"a file that an option names is not UTF-8 text: {one_line(error)}") from error
         except ValueError as error:
             if "null byte" in str(error):  # in a path
                 raise InputError(one_line(error)) from error
@@ -200,6 +185,7 @@ class CLI(LightningCLI):
         if not hasattr(config.trainer, "as_dict"):
             raise InputError(f"trainer must be a mapping of options, got {one_line(config.trainer, 80)}")
         refuse_nulls("trainer", Trainer, config.trainer.as_dict())
+        check_settings(str(self.subcommand), config.experiment, config.trainer.as_dict())
         try:
             super().instantiate_classes()
         except ValueError as error:
