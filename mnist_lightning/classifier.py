@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
+from mnist_lightning.checks import at_least, check_plain, check_types, fraction, hints_of
 from mnist_lightning.data.sources import CLASSES as CLASSES
 from mnist_lightning.errors import InputError
 from mnist_lightning.lean import LeanModule
@@ -65,7 +66,8 @@ class Classifier(LeanModule, LightningModule, ABC):
             ("val", "test" or "predict"). They are the same in every process.
 
     Raises:
-        InputError: If `lr`, `weight_decay`, `label_smoothing` or `momentum` is out of range.
+        InputError: If an argument, also one of a subclass, does not fit its type hint or cannot be stored in a
+            checkpoint, or a number is out of range.
     """
 
     def __init__(
@@ -81,14 +83,13 @@ class Classifier(LeanModule, LightningModule, ABC):
         compile: bool = False,  # noqa: A002 - named like torch.compile
     ) -> None:
         super().__init__()
+        self.save_hyperparameters()  # includes the subclass's arguments
+        check_types(hints_of(type(self)), self.hparams)
+        check_plain(self.hparams)
         if not 0 < lr < math.inf:
             raise InputError(f"lr must be positive and finite, got {lr}")
-        if not 0 <= weight_decay < math.inf:
-            raise InputError(f"weight_decay must be 0 or more and finite, got {weight_decay}")
-        for name, value in (("label_smoothing", label_smoothing), ("momentum", momentum)):
-            if not 0 <= value < 1:
-                raise InputError(f"{name} must be at least 0 and below 1, got {value}")
-        self.save_hyperparameters()  # includes the subclass's arguments
+        at_least(0, weight_decay=weight_decay)
+        fraction(label_smoothing=label_smoothing, momentum=momentum, betas=betas)
         self.predictions: dict[str, tuple[Tensor, Tensor]] = {}
         self.example_input_array = torch.zeros(1, 1, 28, 28)
         self._evaluated: list[tuple[Tensor, Tensor]] = []  # logits and labels of each batch of the split
