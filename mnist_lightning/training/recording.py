@@ -95,7 +95,7 @@ class RunRecorder(IdleInSteps):
         tested = trainer.ckpt_path
         return {
             "experiment": self.experiment,
-            "model": type(model).__name__,
+            "model": model.architecture.__name__,
             "source": source_name(trainer),
             "seed": self.seed,
             **{split: asdict(values) for split, values in self.metrics.items()},
