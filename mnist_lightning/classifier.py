@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from mnist_lightning.checks import at_least, check_plain, check_types, fraction, hints_of
 from mnist_lightning.data.sources import CLASSES as CLASSES
+from mnist_lightning.distributed import interleaved
 from mnist_lightning.divergence import check_weights, non_finite_loss
 from mnist_lightning.errors import InputError, one_line
 from mnist_lightning.lean import LeanModule
@@ -190,7 +191,12 @@ class Classifier(LeanModule, LightningModule, ABC):
 
         Returns:
             Mean over the batch, a scalar.
+
+        Raises:
+            InputError: If `logits` has another shape.
         """
+        if logits.shape != (len(labels), CLASSES):
+            raise InputError(f"{self.architecture.__name__} must return logits [B, {CLASSES}], got {_describe(logits)}")
         logits = logits.float()
         if self.hparams["loss"] == "cross_entropy":
             return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -276,7 +282,7 @@ class Classifier(LeanModule, LightningModule, ABC):
         logits, labels = (torch.cat(parts) for parts in zip(*self._evaluated, strict=True))
         self._evaluated.clear()
         if self.trainer.world_size > 1:
-            logits, labels = _interleaved(logits), _interleaved(labels)
+            logits, labels = interleaved(logits), interleaved(labels)
         return logits.cpu(), labels.cpu()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -324,20 +330,7 @@ class _Wrapped(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.module(images)
-        if not isinstance(logits, Tensor) or logits.shape != (len(images), CLASSES):
-            raise InputError(f"{self.architecture.__name__} must return logits [B, {CLASSES}], got {_describe(logits)}")
         return logits
-
-
-def _interleaved(shard: Tensor) -> Tensor:
-    """Gathers all shards in the order of the split: process r of W holds the elements r, r + W, r + 2W, ..."""
-    from torchmetrics.utilities.distributed import gather_all_tensors
-
-    shards = gather_all_tensors(shard)
-    whole = shard.new_empty((sum(map(len, shards)), *shard.shape[1:]))
-    for rank, part in enumerate(shards):
-        whole[rank :: len(shards)] = part
-    return whole
 
 
 def _describe(batch: Any) -> str:

@@ -3,7 +3,6 @@
 import gc
 import inspect
 import logging
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,10 +10,9 @@ from pkgutil import resolve_name
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
@@ -29,11 +27,11 @@ from mnist_lightning.evaluation.page import print_result
 from mnist_lightning.runs.checkpoint import find_checkpoint, read_checkpoint
 from mnist_lightning.runs.run import LOGS, Run
 from mnist_lightning.runs.writing import explain_disk_error, write_predictions
-from mnist_lightning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from mnist_lightning.training.callbacks import record
+from mnist_lightning.training.checkpoints import BestCheckpoint, write_atomically
 from mnist_lightning.training.progress import CalmProgressBar
 from mnist_lightning.training.recording import RunConfig, RunRecorder
-from mnist_lightning.training.reproducibility import ReproducibleEpochs
-from mnist_lightning.training.tensorboard import RunLogger, TensorBoardFigures
+from mnist_lightning.training.tensorboard import RunLogger
 
 _MAX_DEVICES = 1024  # on CPUs, Lightning would start any number of processes
 
@@ -181,12 +179,11 @@ class CLI(LightningCLI):
         if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(CalmProgressBar())
         if self.subcommand == "fit":
-            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-            self.recorder = RunRecorder(self._get(self.config_init, "experiment"), seed)
-            callbacks += [ReproducibleEpochs(seed), self.recorder, TensorBoardFigures()]
-            self.best = BestCheckpoint()
-            if trainer["enable_checkpointing"] is not False:
-                callbacks += [self.best, LastCheckpoint()]
+            recorded = record(self._get(self.config_init, "experiment"))
+            self.recorder = next(callback for callback in recorded if isinstance(callback, RunRecorder))
+            self.best = next(callback for callback in recorded if isinstance(callback, BestCheckpoint))
+            checkpoints = trainer["enable_checkpointing"] is not False
+            callbacks += [c for c in recorded if checkpoints or not isinstance(c, ModelCheckpoint)]
         if trainer["logger"] in (None, True):
             kwargs["logger"] = self._logger(trainer["default_root_dir"]) if self.subcommand == "fit" else False
         self.trainer_defaults["callbacks"] = callbacks
@@ -200,8 +197,7 @@ class CLI(LightningCLI):
             instance = super().instantiate_trainer(**kwargs)
         except (TypeError, OverflowError) as error:  # raised by Lightning for a wrong number of devices
             raise InputError(str(error)) from error
-        if type(instance.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default; a plugin is kept
-            instance.strategy.checkpoint_io = AtomicCheckpointIO()
+        write_atomically(instance)
         return instance
 
     def _logger(self, root: Any) -> RunLogger:
