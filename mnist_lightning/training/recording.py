@@ -81,10 +81,11 @@ class RunRecorder(IdleInSteps):
         write_atomically(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses to overwrite a finished run, before anything is written."""
+        """Refuses to overwrite a finished run."""
         best = _best(trainer)
-        if best is not None and not trainer.ckpt_path and _run_of(best).is_finished:
-            raise InputError(f"{_run_of(best).folder} holds a finished run; use a new Trainer, or another version")
+        run = Run(Path(str(best.dirpath)).parent) if best is not None else None
+        if run is not None and run.is_finished and not trainer.ckpt_path:
+            raise InputError(f"{run.folder} holds a finished run; use a new Trainer, or another version")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -108,11 +109,8 @@ class RunRecorder(IdleInSteps):
         """Writes the files, in the first process."""
         assert isinstance(pl_module, Classifier)
         best = _best(trainer)
-        if (
-            best is None
-            or not trainer.ckpt_path
-            or Path(trainer.ckpt_path).resolve() != Path(best.best_model_path).resolve()
-        ):
+        saved = Path(best.best_model_path) if best is not None and best.best_model_path else None
+        if saved is None or not trainer.ckpt_path or Path(trainer.ckpt_path).resolve() != saved.resolve():
             rank_zero_warn('this test is not recorded; a run is, when you test its best checkpoint: ckpt_path="best"')
             return
         if not trainer.is_global_zero:
@@ -122,11 +120,11 @@ class RunRecorder(IdleInSteps):
         predictions["test"] = pl_module.predictions["test"]
         self.metrics = {s: metrics(*each, float(pl_module.loss(*each))) for s, each in predictions.items()}
         logits, labels = (part.numpy() for part in predictions["test"])
-        write_results(_run_of(best), self._summary(trainer, pl_module, data), logits, labels)
-        if "val" in predictions and trainer.ckpt_path and predictions["val"][0].isfinite().all():
+        write_results(Run(saved.parent.parent), self._summary(trainer, pl_module, data), logits, labels)
+        if "val" in predictions and predictions["val"][0].isfinite().all():
             from mnist_lightning.evaluation.calibration import save_temperature  # slow to import
 
-            save_temperature(Path(trainer.ckpt_path), *predictions["val"], str(trainer.precision))
+            save_temperature(saved, *predictions["val"], str(trainer.precision))
 
     def _summary(self, trainer: Trainer, model: Classifier, data: MNISTDataModule | None) -> dict[str, Any]:
         tested = trainer.ckpt_path
@@ -157,10 +155,6 @@ class RunRecorder(IdleInSteps):
 
 def _best(trainer: Trainer) -> BestCheckpoint | None:
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
-
-
-def _run_of(best: BestCheckpoint) -> Run:
-    return Run(Path(str(best.dirpath)).parent)
 
 
 def _plain_module(model: Classifier) -> dict[str, Any]:
