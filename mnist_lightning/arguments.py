@@ -4,15 +4,15 @@ import difflib
 import re
 import traceback
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, get_args
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
+from mnist_lightning.checks import hints_of
 from mnist_lightning.errors import InputError, one_line, suggestion
 from mnist_lightning.files import check_yaml, read_yaml
 from mnist_lightning.runs.run import Run
@@ -196,10 +196,7 @@ def refuse_nulls(where: str, cls: type, arguments: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         mnist_lightning.errors.InputError: model.lr must not be null
     """
-    hints: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        with suppress(NameError, TypeError):  # the class may use names that only a type checker knows
-            hints |= get_type_hints(vars(base).get("__init__", object))
+    hints = hints_of(cls)
     for name, value in arguments.items():
         options = get_args(hints.get(name)) or (hints.get(name, Any),)
         if value is None and not {Any, None, type(None)} & set(options):

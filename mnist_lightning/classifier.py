@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
+from mnist_lightning.checks import at_least, check_plain, check_types, fraction, hints_of
 from mnist_lightning.data.sources import CLASSES as CLASSES
-from mnist_lightning.errors import InputError
+from mnist_lightning.distributed import interleaved
+from mnist_lightning.divergence import check_weights, non_finite_loss
+from mnist_lightning.errors import InputError, one_line
 from mnist_lightning.lean import LeanModule
-
-
-class NonFiniteLossError(InputError):
-    """The training loss became infinite or NaN, so training stopped."""
 
 
 class Standardize(nn.Module):
@@ -65,7 +64,8 @@ class Classifier(LeanModule, LightningModule, ABC):
             ("val", "test" or "predict"). They are the same in every process.
 
     Raises:
-        InputError: If `lr`, `weight_decay`, `label_smoothing` or `momentum` is out of range.
+        InputError: If an argument, also one of a subclass, does not fit its type hint or cannot be stored in a
+            checkpoint, or a number is out of range.
     """
 
     def __init__(
@@ -81,18 +81,46 @@ class Classifier(LeanModule, LightningModule, ABC):
         compile: bool = False,  # noqa: A002 - named like torch.compile
     ) -> None:
         super().__init__()
+        self.save_hyperparameters()  # includes the subclass's arguments
+        check_types(hints_of(type(self)), self.hparams)
+        check_plain(self.hparams)
         if not 0 < lr < math.inf:
             raise InputError(f"lr must be positive and finite, got {lr}")
-        if not 0 <= weight_decay < math.inf:
-            raise InputError(f"weight_decay must be 0 or more and finite, got {weight_decay}")
-        for name, value in (("label_smoothing", label_smoothing), ("momentum", momentum)):
-            if not 0 <= value < 1:
-                raise InputError(f"{name} must be at least 0 and below 1, got {value}")
-        self.save_hyperparameters()  # includes the subclass's arguments
+        at_least(0, weight_decay=weight_decay)
+        fraction(label_smoothing=label_smoothing, momentum=momentum, betas=betas)
         self.predictions: dict[str, tuple[Tensor, Tensor]] = {}
         self.example_input_array = torch.zeros(1, 1, 28, 28)
         self._evaluated: list[tuple[Tensor, Tensor]] = []  # logits and labels of each batch of the split
         self._unlogged: list[tuple[Tensor, Tensor]] = []  # logits and labels of each training step since the last log
+
+    @staticmethod
+    def of(module: nn.Module, **training: Any) -> "Classifier":
+        """Makes a classifier of a plain module, to train, compare and explain it like the models of this package.
+
+        A checkpoint holds the module's weights, but not its class. `load` needs a module to put the weights into:
+        `load(path, module=MyNet())`.
+
+        Args:
+            module: Maps images, float [B, 1, 28, 28] in [0, 1], to logits [B, 10]. Nothing standardises the images for
+                it; it may begin with `Standardize()`.
+            **training: Loss, optimiser and schedule, as in `Classifier`.
+
+        Raises:
+            InputError: If `module` is not a module, or an argument is not accepted.
+
+        Example:
+            >>> model = Classifier.of(nn.Sequential(Standardize(), nn.Flatten(), nn.Linear(784, 10)), lr=0.01)
+        """
+        if not isinstance(module, nn.Module) or isinstance(module, Classifier):
+            raise InputError(f"Classifier.of takes a plain torch.nn.Module, got {one_line(repr(module), 80)}")
+        model = _Wrapped(**training)
+        model.module = module
+        return model
+
+    @property
+    def architecture(self) -> type[nn.Module]:
+        """Class that names the model in tables and checkpoints."""
+        return type(self)
 
     def setup(self, stage: str) -> None:
         """Compiles `forward` if `compile` is set."""
@@ -134,19 +162,24 @@ class Classifier(LeanModule, LightningModule, ABC):
             Logits, float [N, 10], on the CPU.
 
         Raises:
-            InputError: If `digits` has another type or shape.
+            InputError: If `digits` has another type or shape, or the logits are not finite.
         """
         if digits.dtype != torch.uint8 or digits.shape[1:] != (28, 28):
             raise InputError(f"digits must be a uint8 tensor [N, 28, 28], got {_describe(digits)}")
         if not len(digits):
             return torch.empty(0, CLASSES)
         # With 512, a GNN takes 2.5 times as long per digit.
-        return torch.cat([self(*self.inputs(part)).float().cpu() for part in torch.split(digits, 256)])
+        logits = torch.cat([self(*self.inputs(part)).float().cpu() for part in torch.split(digits, 256)])
+        if failed := int(logits.softmax(dim=1).isnan().any(dim=1).sum()):
+            raise InputError(
+                f"the logits of {self.architecture.__name__} are NaN or infinite for {failed} of {len(digits)} digits"
+            )
+        return logits
 
     def _wrong_batch(self, expected: str, batch: Any) -> InputError:
         data = getattr(self._trainer, "datamodule", None)
         loader = type(data).__name__ if data is not None else "the data loader"
-        return InputError(f"{type(self).__name__} takes {expected}, but {loader} returned {_describe(batch)}")
+        return InputError(f"{self.architecture.__name__} takes {expected}, but {loader} returned {_describe(batch)}")
 
     def loss(self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Computes the loss, always in 32 bits.
@@ -158,7 +191,12 @@ class Classifier(LeanModule, LightningModule, ABC):
 
         Returns:
             Mean over the batch, a scalar.
+
+        Raises:
+            InputError: If `logits` has another shape.
         """
+        if logits.shape != (len(labels), CLASSES):
+            raise InputError(f"{self.architecture.__name__} must return logits [B, {CLASSES}], got {_describe(logits)}")
         logits = logits.float()
         if self.hparams["loss"] == "cross_entropy":
             return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -187,28 +225,29 @@ class Classifier(LeanModule, LightningModule, ABC):
         # Without label smoothing, losses of train, validation and other runs are comparable.
         loss, accuracy = self.loss(logits, labels), (logits.argmax(dim=1) == labels).float().mean()
         if not loss.isfinite():
-            self._raise_non_finite([float(self.loss(*step)) for step in steps])
+            raise non_finite_loss(self, [float(self.loss(*step)) for step in steps])
         self.log_dict({"train/loss": loss, "train/acc": accuracy}, prog_bar=True, sync_dist=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], sync_dist=True)
 
-    def _raise_non_finite(self, losses: list[float]) -> None:
-        """Names the step and the cause. It searches only after a failure: checking every step would be slow."""
-        last = (len(losses) - 1, math.inf)  # each loss may be finite while their sum overflows
-        index, value = next(((index, loss) for index, loss in enumerate(losses) if not math.isfinite(loss)), last)
-        # Lightning counts a step after training_step and before on_train_epoch_end.
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx - len(losses) + 1 + index
-        lr = self.hparams["lr"]
-        tip = f"Try a lower learning rate (--model.lr is {lr}), --trainer.gradient_clip_val 1 or --trainer.precision 32"
-        batches = islice(self.trainer.train_dataloader, 10_000)  # type: ignore[arg-type]  # the loader may be endless
-        inputs = (batch[0] for batch in batches if isinstance(batch, (tuple, list)))
-        if count := sum(isinstance(x, Tensor) and not x.isfinite().all() for x in inputs):
-            tip = f"The data are the cause: {count} training batches contain infinite values or NaN"
-        where = f"step {step} (epoch {self.current_epoch})"
-        raise NonFiniteLossError(f"the training loss became {value} at {where}. {tip}")
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the name of the class to the checkpoint, so that it can be loaded without a config."""
-        checkpoint["classifier"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["classifier"] = f"{self.architecture.__module__}.{self.architecture.__qualname__}"
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Loads weights. The arguments are those of `torch.nn.Module.load_state_dict`.
+
+        Raises:
+            InputError: If the weights do not fit the model, or are not finite.
+        """
+        try:
+            result = super().load_state_dict(state_dict, *args, **kwargs)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            misfits = one_line(str(error).partition(":\n\t")[2] or error)
+            raise InputError(
+                f"the weights do not fit the current class {self.architecture.__name__}: {misfits}"
+            ) from error
+        check_weights(self)
+        return result
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the batch's logits [B, 10]. The metrics are computed once, at the end of the epoch."""
@@ -243,7 +282,7 @@ class Classifier(LeanModule, LightningModule, ABC):
         logits, labels = (torch.cat(parts) for parts in zip(*self._evaluated, strict=True))
         self._evaluated.clear()
         if self.trainer.world_size > 1:
-            logits, labels = _interleaved(logits), _interleaved(labels)
+            logits, labels = interleaved(logits), interleaved(labels)
         return logits.cpu(), labels.cpu()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -280,15 +319,18 @@ class Classifier(LeanModule, LightningModule, ABC):
         return OneCycleLR(optimizer, max_lr=self.hparams["lr"], total_steps=steps, cycle_momentum=False)
 
 
-def _interleaved(shard: Tensor) -> Tensor:
-    """Gathers all shards in the order of the split: process r of W holds the elements r, r + W, r + 2W, ..."""
-    from torchmetrics.utilities.distributed import gather_all_tensors
+class _Wrapped(Classifier):
+    """A plain module, see `Classifier.of`. The module is no argument, because a checkpoint cannot hold it."""
 
-    shards = gather_all_tensors(shard)
-    whole = shard.new_empty((sum(map(len, shards)), *shard.shape[1:]))
-    for rank, part in enumerate(shards):
-        whole[rank :: len(shards)] = part
-    return whole
+    module: nn.Module
+
+    @property
+    def architecture(self) -> type[nn.Module]:
+        return type(self.module)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.module(images)
+        return logits
 
 
 def _describe(batch: Any) -> str:

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnist_lightning import MLP, InputError, MNISTDataModule
-from mnist_lightning.classifier import Classifier, NonFiniteLossError
+from mnist_lightning.classifier import Classifier
+from mnist_lightning.divergence import NonFiniteLossError
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0] + [0.0] * 7, [0.0, 3.0, 0.0] + [0.0] * 7])
 LABELS = torch.tensor([0, 2])

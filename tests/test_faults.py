@@ -24,10 +24,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from mnist_lightning import MLP, InputError, MNISTSuperpixelsDataModule, load
-from mnist_lightning.classifier import NonFiniteLossError
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read, read_picture
 from mnist_lightning.data.superpixels import stored_graphs
+from mnist_lightning.divergence import NonFiniteLossError
 from mnist_lightning.files import is_intact, replacing, save_tensors, write_whole
 from mnist_lightning.runs.checkpoint import read_checkpoint
 from mnist_lightning.runs.run import Run

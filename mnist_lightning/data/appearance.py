@@ -1,13 +1,14 @@
 """Random changes of image appearance that keep the digit's shape, for training robust models."""
 
 from dataclasses import dataclass, fields
-from math import inf, pi
+from math import pi
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from mnist_lightning.checks import at_least, check_types, hints_of
 from mnist_lightning.errors import InputError
 
 _SIDE = 28
@@ -163,12 +164,11 @@ def check_ranges(ranges: Any, name: str) -> None:
         name: Prefix of the field names in error messages.
 
     Raises:
-        InputError: If a number is negative or not finite.
+        InputError: If a value has the wrong type, or a number is negative or not finite.
     """
-    for field in fields(ranges):
-        value = getattr(ranges, field.name)
-        if isinstance(value, (int, float)) and not 0 <= value < inf:
-            raise InputError(f"{name}.{field.name} must be 0 or more and finite, got {value}")
+    values = {f"{name}.{field.name}": getattr(ranges, field.name) for field in fields(ranges)}
+    check_types({f"{name}.{field}": hint for field, hint in hints_of(type(ranges)).items()}, values)
+    at_least(0, **{field: value for field, value in values.items() if isinstance(value, (int, float))})
 
 
 def _broadcast(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mnist_lightning.checks import check_types, hints_of
 from mnist_lightning.data.augment import PositionAugmentation
 from mnist_lightning.data.images import ImageBatches, MNISTDataModule, RawBatch
 from mnist_lightning.data.public_superpixels import PUBLIC, read_public
@@ -113,6 +114,7 @@ class MNISTSuperpixelsDataModule(MNISTDataModule):
     graphs: SuperpixelGraphs
 
     def __init__(self, augment: PositionAugmentation | None = None, **data: Any) -> None:
+        check_types(hints_of(MNISTSuperpixelsDataModule), {"augment": augment})
         super().__init__(**data)
         self.augment = augment
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from mnist_lightning.checks import at_least, check_types, hints_of
 from mnist_lightning.data.augment import Augmentation
 from mnist_lightning.data.sources import class_names, fetch, read
 from mnist_lightning.errors import InputError, SourceUnavailableError
@@ -133,14 +134,13 @@ class MNISTDataModule(LightningDataModule):
         seed: int | None = None,
         num_workers: int = 0,
     ) -> None:
+        check_types(hints_of(MNISTDataModule), locals())
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"batch_size must be 1 or more, got {batch_size}")
+        at_least(1, batch_size=batch_size)
         if not 0 <= num_workers <= 1024:
             raise InputError(f"num_workers must be from 0 to 1024, got {num_workers}")
-        if seed is not None and seed < 0:
-            raise InputError(f"seed must be 0 or more, got {seed}")
-        if val_size <= 0 or (isinstance(val_size, float) and val_size >= 1):
+        at_least(0, seed=seed or 0)
+        if not val_size > 0 or (isinstance(val_size, float) and val_size >= 1):
             raise InputError(f"val_size must be 1 or more images, or a fraction between 0 and 1, got {val_size}")
         self.source = source
         self.root = root
@@ -202,6 +202,13 @@ class MNISTDataModule(LightningDataModule):
             return torch.arange(count - size), torch.arange(count - size, count)
         from sklearn.model_selection import train_test_split
 
+        classes, counts = np.unique(labels.numpy(), return_counts=True)
+        if min(size, count - size) < len(classes) or counts.min() < 2:
+            raise InputError(
+                f"stratify needs at least one training and one validation image of each class: val_size must select "
+                f"{len(classes)} to {count - len(classes):,} of the {count:,} images of {self.source}, at least 2 of "
+                f"each class, got val_size {self.val_size} and a class of {counts.min()}"
+            )
         train, val = train_test_split(
             np.arange(count), test_size=size, stratify=labels.numpy(), random_state=mixed_seed(self.seed)
         )

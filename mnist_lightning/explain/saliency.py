@@ -44,7 +44,7 @@ def grad_cam(
     _check_model(model)
     layers = spatial_layers(model)
     if not layers:
-        name = type(model).__name__
+        name = model.architecture.__name__
         raise InputError(f"Grad-CAM needs convolutions, and {name} has none; use input_gradients or occlusion")
     layer = layer or list(layers)[-1]
     rows, columns = (grid.weights() for grid in layers[layer])
@@ -146,7 +146,7 @@ def classes_to_explain(model: Classifier, digits: Tensor, targets: Tensor | None
 
 def _check_model(model: Classifier) -> None:
     if type(model).inputs is not Classifier.inputs:
-        name = type(model).__name__
+        name = model.architecture.__name__
         raise InputError(f"saliency maps need a model of images, got a {name}; explain a GNN with `connectivity`")
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mnist_lightning.checks import at_least, fraction
 from mnist_lightning.classifier import Classifier, Standardize
 from mnist_lightning.errors import InputError
 from mnist_lightning.models.mlp import ACTIVATIONS, Activation, dense_layers
@@ -60,8 +61,8 @@ class CNN(Classifier):
         sizes = [kernel_size] * len(channels) if isinstance(kernel_size, int) else kernel_size
         if len(sizes) != len(channels):
             raise InputError(f"kernel_size must be one number or one per block ({len(channels)}), got {len(sizes)}")
-        if min([pool, *channels, *sizes]) < 1:
-            raise InputError(f"channels, kernel_size and pool must be 1 or more, got {channels}, {kernel_size}, {pool}")
+        at_least(1, channels=channels, kernel_size=kernel_size, pool=pool, widths=widths)
+        fraction(dropout=dropout, dense_dropout=dense_dropout)
         if not 0 <= crop < 14:
             raise InputError(f"crop must be from 0 to 13, less than half of the image, got {crop}")
         self.crop = crop

@@ -6,8 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mnist_lightning.checks import at_least
 from mnist_lightning.classifier import CLASSES, Classifier, Standardize
+from mnist_lightning.errors import InputError
 from mnist_lightning.models.resnet import conv
+
+_MAX_BLOCKS = 4  # on maps of 14x14, 7x7, 3x3 and 1x1
 
 
 def _norm_relu_conv(inputs: int, outputs: int, kernel_size: int) -> list[nn.Module]:
@@ -44,6 +48,9 @@ class DenseNet(Classifier):
         compression: Fraction of the feature maps that a transition keeps (theta in the paper).
         **training: Loss, optimiser and schedule, as in `Classifier`.
 
+    Raises:
+        InputError: If an argument is out of range.
+
     Example:
         >>> DenseNet()(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 10])
@@ -58,11 +65,16 @@ class DenseNet(Classifier):
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        at_least(1, growth_rate=growth_rate, blocks=blocks, stem=stem)
+        if not 0 < compression <= 1:
+            raise InputError(f"compression must be above 0 and at most 1, got {compression}")
+        if len(blocks) > _MAX_BLOCKS:
+            raise InputError(f"blocks must be at most {_MAX_BLOCKS}, each on half the side of the last, got {blocks}")
         layers: list[nn.Module] = [Standardize(), conv(1, stem, 3), nn.MaxPool2d(2)]
         width = stem
         for index, count in enumerate(blocks):
             if index > 0:  # transition layer
-                kept = int(width * compression)
+                kept = max(1, int(width * compression))
                 layers += [*_norm_relu_conv(width, kept, 1), nn.AvgPool2d(2)]
                 width = kept
             for _ in range(count):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnist_lightning.checks import at_least
 from mnist_lightning.classifier import CLASSES, Classifier
 from mnist_lightning.errors import InputError
 
@@ -43,12 +44,11 @@ class GNN(Classifier):
         **training: Any,
     ) -> None:
         super().__init__(**training)
-        from mnist_lightning.models.graph_convolutions import convolution  # PyG is slow to import
-
-        if width < 1 or depth < 1:
-            raise InputError(f"width and depth must be 1 or more, got width {width} and depth {depth}")
+        at_least(1, width=width, depth=depth)
         if conv == "gat" and width % 4:
             raise InputError(f"width must be a multiple of 4 for conv gat, got {width}")
+        from mnist_lightning.models.graph_convolutions import convolution  # PyG is slow to import
+
         self.embedding = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU())
         self.convs = nn.ModuleList(convolution(conv, width) for _ in range(depth))
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(depth))

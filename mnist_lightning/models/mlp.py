@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from mnist_lightning.checks import at_least, fraction
 from mnist_lightning.classifier import CLASSES, Classifier, Standardize
 
 Activation = Literal["relu", "sigmoid", "tanh"]
@@ -45,6 +46,9 @@ class MLP(Classifier):
         dropout: Dropout probability of the hidden units (Srivastava et al. 2014).
         **training: Loss, optimiser and schedule, as in `Classifier`.
 
+    Raises:
+        InputError: If an argument is out of range.
+
     Example:
         >>> sum(p.numel() for p in MLP(widths=[128, 64]).parameters())
         109386
@@ -59,6 +63,8 @@ class MLP(Classifier):
         **training: Any,
     ) -> None:
         super().__init__(**training)
+        at_least(1, widths=widths)
+        fraction(dropout=dropout)
         self.standardize = Standardize()
         self.dense = dense_layers(28 * 28, widths, activation, batch_norm, dropout)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mnist_lightning.checks import at_least
 from mnist_lightning.classifier import CLASSES, Classifier, Standardize
 from mnist_lightning.errors import InputError
 
@@ -60,7 +61,7 @@ class ResNet(Classifier):
         **training: Loss, optimiser and schedule, as in `Classifier`.
 
     Raises:
-        InputError: If `channels` is empty, or differs from `blocks` in length.
+        InputError: If `channels` is empty, or differs from `blocks` in length, or a number is below 1.
 
     Example:
         >>> ResNet()(torch.rand(2, 1, 28, 28)).shape
@@ -71,6 +72,7 @@ class ResNet(Classifier):
         super().__init__(**training)
         if len(channels) != len(blocks) or not channels:
             raise InputError(f"channels and blocks need one entry per stage, got {len(channels)} and {len(blocks)}")
+        at_least(1, channels=channels, blocks=blocks)
         width = channels[0]
         self.stem = nn.Sequential(Standardize(), *_conv_norm(1, width, 3), nn.MaxPool2d(2), nn.ReLU())
         stages: list[nn.Module] = []

@@ -17,7 +17,12 @@ from mnist_lightning.runs.run import Run
 CALIBRATION = "calibration"  # key of a checkpoint
 
 
-def load(path: str | Path, device: torch.device | str = "cpu", calibrated: bool = False) -> Classifier:
+def load(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    calibrated: bool = False,
+    module: nn.Module | None = None,
+) -> Classifier:
     """Loads a trained model in evaluation mode.
 
     Only tensors and plain values are unpickled, so a checkpoint cannot run code. To load a model class of your own,
@@ -29,24 +34,28 @@ def load(path: str | Path, device: torch.device | str = "cpu", calibrated: bool 
         calibrated: Divide the model's logits by the checkpoint's temperature (Guo et al. 2017, "On calibration of
             modern neural networks", section 4.2), so that its confidence matches its accuracy. Training fits the
             temperature on the validation images; `evaluation.calibration.calibrate` adds it to older checkpoints.
+        module: Module that gets the weights of a model of `Classifier.of`, made with the arguments of the trained one.
 
     Returns:
         The model.
 
     Raises:
-        InputError: If the file is missing or not a checkpoint of this package, its class is unknown, or `calibrated`
-            is set and the checkpoint has no temperature.
+        InputError: If the file is missing or not a checkpoint of this package, its class is unknown, its weights do
+            not fit or are not finite, or `calibrated` is set and the checkpoint has no temperature.
     """
     path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)
-    cls = _class_named(checkpoint["classifier"], path)
+    build = _class_named(checkpoint["classifier"], path) if module is None else partial(Classifier.of, module)
     try:
-        model = cls(**{**checkpoint["hyper_parameters"], "compile": False})
+        model = build(**{**checkpoint["hyper_parameters"], "compile": False})
         model.load_state_dict(checkpoint["state_dict"])
-    except (TypeError, RuntimeError) as error:
-        raise InputError(f"{path} does not fit the current class {cls.__name__}: {one_line(error)}") from error
-    if calibrated:
         temperature = temperature_in(checkpoint)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # a stranger's checkpoint may contain any values
+        cause = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{path} does not fit the current class {checkpoint['classifier']}: {cause}") from error
+    if calibrated:
         if temperature is None:
             raise InputError(
                 f"{path} has no temperature; mnist_lightning.evaluation.calibration.calibrate({str(path)!r}) adds one"
@@ -92,7 +101,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: If the file is damaged, contains anything else, or was not written by this package.
     """
     checkpoint = _read(path)
-    if not isinstance(checkpoint, dict) or not {"classifier", "state_dict", "hyper_parameters"} <= checkpoint.keys():
+    parts = {"classifier": str, "state_dict": dict, "hyper_parameters": dict}
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), t) for k, t in parts.items()):
         raise InputError(f"{path} was not written by mnist-lightning: it does not name its model")
     return checkpoint
 
@@ -159,7 +169,10 @@ def _class_named(name: str, path: Path) -> type[Classifier]:
     for cls in _subclasses(Classifier):  # type: ignore[type-abstract]
         if f"{cls.__module__}.{cls.__qualname__}" == name:
             return cls
-    raise InputError(f"{path} contains a {name}, which is unknown: import the module that defines it first")
+    raise InputError(
+        f"{path} contains a {name}, which is unknown: import the module that defines it first or, for a plain "
+        f"torch.nn.Module, use load(path, module={name.rpartition('.')[2]}())"
+    )
 
 
 def _subclasses(cls: type[Classifier]) -> Iterator[type[Classifier]]:

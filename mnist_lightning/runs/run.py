@@ -156,8 +156,11 @@ class Run:
             InputError: If the config is damaged.
         """
         if not self.config:
-            names = ("model", "hyper_parameters", "epochs", "batch_size", "precision")
-            return flat("", {name: self.summary.get(name) for name in names})
+            # Early stopping may end the seeds of one model after different epochs.
+            facts = ("data", "trainer") if "trainer" in self.summary else ("epochs", "batch_size")
+            names = ("model", "hyper_parameters", *facts, "precision", "devices")
+            facts_by_name = flat("", {name: self.summary.get(name) for name in names})
+            return {name: value for name, value in facts_by_name.items() if name != "data.seed"}
         settings: dict[str, Any] = {}
         for part, (path, arguments) in self.config.items():
             settings |= {part: path} if path else {}

@@ -56,6 +56,12 @@ class LastCheckpoint(IdleInSteps, ModelCheckpoint):  # type: ignore[misc]
         """Restores nothing: there is one file, in this folder."""
 
 
+def write_atomically(trainer: Trainer) -> None:
+    """Makes a Trainer write and read checkpoints with `AtomicCheckpointIO`, unless it has a plugin for them."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, and refuses damaged ones.
 

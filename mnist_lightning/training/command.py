@@ -2,23 +2,21 @@
 
 import gc
 import logging
-import os
 import signal
 from argparse import SUPPRESS
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
@@ -32,15 +30,16 @@ from mnist_lightning.runs.checkpoint import data_in, find_checkpoint, read_check
 from mnist_lightning.runs.resuming import check_data, check_processes, is_unfinished
 from mnist_lightning.runs.run import LOGS, Run
 from mnist_lightning.runs.writing import check_predictions_file, explain_disk_error, how_to_continue, write_predictions
-from mnist_lightning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from mnist_lightning.training.callbacks import record
+from mnist_lightning.training.checkpoints import BestCheckpoint, LastCheckpoint, write_atomically
 from mnist_lightning.training.finetuning import InitialWeights
 from mnist_lightning.training.parser import TrainerParser, check_settings
 from mnist_lightning.training.progress import CalmProgressBar
 from mnist_lightning.training.recording import RunConfig, RunRecorder
-from mnist_lightning.training.reproducibility import ReproducibleEpochs
 from mnist_lightning.training.stopping import StopSignals
-from mnist_lightning.training.tensorboard import RunLogger, TensorBoardFigures
+from mnist_lightning.training.tensorboard import RunLogger
 
+_Kind = TypeVar("_Kind")
 _MAX_DEVICES = 1024  # on CPUs, Lightning would start any number of processes
 
 
@@ -76,7 +75,7 @@ class CLI(LightningCLI):
         self.verb = next(word for word in args if word in LightningCLI.subcommands())
         self.resumed: Run | None = None
         self.temporary: TemporaryDirectory[str] | None = None
-        self.best, self.last, self.signals = BestCheckpoint(), LastCheckpoint(), StopSignals()
+        self.signals = StopSignals()
         super().__init__(
             Classifier,
             LightningDataModule,
@@ -199,16 +198,16 @@ class CLI(LightningCLI):
         if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(CalmProgressBar())
         if self.subcommand == "fit":
-            seeded = self._get(self.config_init, "seed_everything") is not False
-            seed = int(os.environ["PL_GLOBAL_SEED"]) if seeded else None
-            source = self._get(self.config_init, "init_from")
-            initial = [InitialWeights(source, self.model)] if source and not self.resumed else []
-            origin = initial[0].facts if initial else None
-            self.recorder = RunRecorder(self._get(self.config_init, "experiment"), seed, origin)
-            epochs = [] if seed is None else [ReproducibleEpochs(seed)]
-            callbacks += [*initial, *epochs, self.recorder, TensorBoardFigures()]
-            if trainer["enable_checkpointing"] is not False:
-                callbacks += [self.best, self.last]
+            seed = False if self._get(self.config_init, "seed_everything") is False else None
+            recorded = record(self._get(self.config_init, "experiment"), seed)
+            self.recorder = _only(RunRecorder, recorded)
+            self.best, self.last = _only(BestCheckpoint, recorded), _only(LastCheckpoint, recorded)
+            if (source := self._get(self.config_init, "init_from")) and not self.resumed:
+                initial = InitialWeights(source, self.model)
+                self.recorder.init_from = initial.facts
+                callbacks.append(initial)
+            checkpoints = trainer["enable_checkpointing"] is not False
+            callbacks += [c for c in recorded if checkpoints or not isinstance(c, ModelCheckpoint)]
         callbacks.append(self.signals)
         kwargs |= self._logging(trainer["logger"], trainer["default_root_dir"])
         kwargs["plugins"] = _without_requeue(trainer["plugins"])
@@ -223,8 +222,7 @@ class CLI(LightningCLI):
             instance = super().instantiate_trainer(**kwargs)
         except (TypeError, OverflowError) as error:  # raised by Lightning for a wrong number of devices
             raise InputError(str(error)) from error
-        if type(instance.strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default; a plugin is kept
-            instance.strategy.checkpoint_io = AtomicCheckpointIO()
+        write_atomically(instance)
         return instance
 
     def _logging(self, loggers: Any, root: Any) -> dict[str, Any]:
@@ -338,6 +336,10 @@ class _FinishedError(Exception):
             f"{100 * run.summary['test']['accuracy']:.2f} %. Nothing was changed. To train longer: mnist-lightning fit "
             f"{more} {run.folder} --trainer.max_epochs N"
         )
+
+
+def _only(kind: type[_Kind], callbacks: list[Callback]) -> _Kind:
+    return next(callback for callback in callbacks if isinstance(callback, kind))
 
 
 def _without_requeue(plugins: Any) -> list[Any] | None:

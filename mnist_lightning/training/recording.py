@@ -1,26 +1,37 @@
 """Records a training in its run folder: config, metrics, seconds and test predictions."""
 
+import json
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule
+from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation.metrics import Metrics, metrics
 from mnist_lightning.lean import IdleInSteps
 from mnist_lightning.runs.checkpoint import read_checkpoint
 from mnist_lightning.runs.predictions import predict
 from mnist_lightning.runs.run import Run
 from mnist_lightning.runs.writing import write_config, write_results
+from mnist_lightning.training.checkpoints import BestCheckpoint, write_atomically
 
+# Settings that change the trained weights. Without a config, they tell models apart.
+_DATA_SETTINGS = ("batch_size", "val_size", "stratify", "seed", "augment")
+_TRAINER_SETTINGS = (
+    *("max_epochs", "max_steps", "limit_train_batches"),
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+)
 _PACKAGES = ("mnist-lightning", "torch", "torchvision", "lightning", "numpy")
 
 
@@ -46,22 +57,42 @@ class RunRecorder(IdleInSteps):
     is fitted on the validation images and added to the checkpoint.
 
     Args:
-        experiment: Name of the experiment.
+        experiment: Name of the experiment, or None for the name of the model's class.
         seed: Seed of the run; None if it has none.
-        init_from: Origin of the initial weights, as in `InitialWeights.facts`; None for random weights.
 
     Attributes:
         metrics: Metrics by split, available after the test.
+        init_from: Origin of the initial weights, as in `InitialWeights.facts`; None for random weights.
     """
 
-    def __init__(self, experiment: str, seed: int | None, init_from: dict[str, Any] | None = None) -> None:
+    def __init__(self, experiment: str | None, seed: int | None) -> None:
         self.experiment = experiment
+        self._trainer: Trainer | None = None
         self.seed = seed
-        self.init_from = init_from
+        self.init_from: dict[str, Any] | None = None
         self.metrics: dict[str, Metrics] = {}
         self._seconds = 0.0
         self._since = 0.0
         self._processes = 1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a training that cannot be recorded, before anything is written."""
+        if not isinstance(pl_module, Classifier):
+            raise InputError(f"a run needs a Classifier, got {type(pl_module).__name__}; use Classifier.of(module)")
+        if self._trainer not in (None, trainer):
+            raise InputError("these callbacks record another Trainer's run; call record() for each Trainer")
+        if _best(trainer) is not None and not trainer.loggers and Path(trainer.default_root_dir) == Path.cwd():
+            raise InputError("a run needs a logger, which names its folder; remove logger=False or record()")
+        self._trainer = trainer
+        self.experiment = self.experiment or pl_module.architecture.__name__.lower()
+        write_atomically(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to overwrite a finished run."""
+        best = _best(trainer)
+        run = Run(Path(str(best.dirpath)).parent) if best is not None else None
+        if run is not None and run.is_finished and not trainer.ckpt_path:
+            raise InputError(f"{run.folder} holds a finished run; use a new Trainer, or another version")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -86,25 +117,29 @@ class RunRecorder(IdleInSteps):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files, in the first process."""
         assert isinstance(pl_module, Classifier)
-        folder = trainer.log_dir  # a broadcast, which all processes must take part in
-        if not trainer.is_global_zero or folder is None:
+        best = _best(trainer)
+        saved = Path(best.best_model_path) if best is not None and best.best_model_path else None
+        if saved is None or not trainer.ckpt_path or Path(trainer.ckpt_path).resolve() != saved.resolve():
+            rank_zero_warn('this test is not recorded; a run is, when you test its best checkpoint: ckpt_path="best"')
+            return
+        if not trainer.is_global_zero:
             return
         data = own_data(trainer)
         predictions = {} if data is None else {s: _predictions(trainer, pl_module, data, s) for s in ("train", "val")}
         predictions["test"] = pl_module.predictions["test"]
         self.metrics = {s: metrics(*each, float(pl_module.loss(*each))) for s, each in predictions.items()}
         logits, labels = (part.numpy() for part in predictions["test"])
-        write_results(Run(folder), self._summary(trainer, pl_module, data), logits, labels)
-        if "val" in predictions and trainer.ckpt_path and predictions["val"][0].isfinite().all():
+        write_results(Run(saved.parent.parent), self._summary(trainer, pl_module, data), logits, labels)
+        if "val" in predictions and predictions["val"][0].isfinite().all():
             from mnist_lightning.evaluation.calibration import save_temperature  # slow to import
 
-            save_temperature(Path(trainer.ckpt_path), *predictions["val"], str(trainer.precision))
+            save_temperature(saved, *predictions["val"], str(trainer.precision))
 
     def _summary(self, trainer: Trainer, model: Classifier, data: MNISTDataModule | None) -> dict[str, Any]:
         tested = trainer.ckpt_path
         return {
             "experiment": self.experiment,
-            "model": type(model).__name__,
+            "model": model.architecture.__name__,
             "source": source_name(trainer),
             "seed": self.seed,
             **{split: asdict(values) for split, values in self.metrics.items()},
@@ -116,7 +151,9 @@ class RunRecorder(IdleInSteps):
             "steps": trainer.fit_loop.epoch_loop.global_step,
             "train_seconds": round(self._seconds, 2),
             "batch_size": data.batch_size if data else None,
-            "hyper_parameters": dict(model.hparams),
+            "hyper_parameters": {**model.hparams, **_plain_module(model)},
+            "data": _data_settings(trainer.datamodule),  # type: ignore[attr-defined]
+            "trainer": {name: getattr(trainer, name) for name in _TRAINER_SETTINGS},
             "precision": str(trainer.precision),
             "devices": trainer.world_size,
             "device": device_name(model.device),
@@ -124,6 +161,23 @@ class RunRecorder(IdleInSteps):
             "init_from": self.init_from,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         }
+
+
+def _best(trainer: Trainer) -> BestCheckpoint | None:
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+
+
+def _plain_module(model: Classifier) -> dict[str, Any]:
+    """Fingerprint of a plain module, whose arguments are unknown."""
+    return {} if model.architecture is type(model) else {"module": f"{crc32(repr(model).encode()):08x}"}
+
+
+def _data_settings(data: LightningDataModule | None) -> dict[str, Any]:
+    own = isinstance(data, MNISTDataModule)
+    settings = {name: getattr(data, name) for name in _DATA_SETTINGS} if own else dict(getattr(data, "hparams", {}))
+    # Augmentations and other objects become plain values.
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=lambda x: vars(x) if is_dataclass(x) else str(x)))
+    return {"class": type(data).__name__, **plain}
 
 
 def _predictions(trainer: Trainer, model: Classifier, data: MNISTDataModule, split: str) -> tuple[Tensor, Tensor]:
@@ -138,9 +192,11 @@ def own_data(trainer: Trainer) -> MNISTDataModule | None:
 
 
 def source_name(trainer: Trainer) -> str:
-    """Returns the name of the data source, or the class of a custom data module."""
-    data = own_data(trainer)
-    return data.source if data else type(trainer.datamodule).__name__  # type: ignore[attr-defined]
+    """Returns the name of the data source, or the class of a custom data module or data set."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if data is None:  # plain data loaders
+        data = getattr(trainer.test_dataloaders, "dataset", trainer.test_dataloaders)
+    return data.source if isinstance(data, MNISTDataModule) else type(data).__name__
 
 
 def device_name(device: torch.device) -> str:

@@ -120,7 +120,7 @@ class TensorBoardFigures(IdleInSteps):
         for name, figure in figures.items():
             logger.experiment.add_figure(f"figures/{name}", figure, step)
         hyper_parameters = {
-            "model": type(pl_module).__name__,
+            "model": pl_module.architecture.__name__,
             "source": source_name(trainer),
             **({"batch_size": data.batch_size} if data else {}),
             "precision": str(trainer.precision),

@@ -111,8 +111,8 @@ def test_removing_edges(batch: Batch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"width": 0}, "width and depth must be 1 or more, got width 0 and depth 4"),
-        ({"depth": 0}, "width and depth must be 1 or more, got width 48 and depth 0"),
+        ({"width": 0}, "width must be 1 or more, got 0"),
+        ({"depth": 0}, "depth must be 1 or more, got 0"),
         ({"conv": "gat", "width": 30}, "width must be a multiple of 4 for conv gat, got 30"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch import nn
 
 from mnist_lightning import CNN, MLP, Classifier, InputError, LeNet5, MNISTDataModule, load
@@ -166,7 +167,9 @@ def test_weights_that_do_not_fit(fitted: Callable[[Classifier], Path]) -> None:
     content = torch.load(path, weights_only=True)
     content["hyper_parameters"]["widths"] = [9]
     torch.save(content, path)
-    with pytest.raises(InputError, match="does not fit the current class MLP"):
+    with pytest.raises(
+        InputError, match=r"best\.ckpt: the weights do not fit the current class MLP: size mismatch for dense\.0"
+    ):
         load(path)
 
 
@@ -191,3 +194,76 @@ def test_temperature_of_a_checkpoint(logs: Path) -> None:
     assert temperature == checkpoint[CALIBRATION]["temperature"] > 0
     del checkpoint[CALIBRATION]
     assert temperature_in(checkpoint) is None
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("hyper_parameters", "activation", "swish", "activation must be one of relu, sigmoid, tanh, got 'swish'"),
+        ("hyper_parameters", "widths", "abc", "widths must be a list of int, got 'abc'"),
+        ("hyper_parameters", "widths", {"a": 1}, "widths must be a list of int, got {'a': 1}"),
+        ("hyper_parameters", "unknown", 1, "does not fit the current class .*MLP: TypeError: .*'unknown'"),
+        ("hyper_parameters", "", [1], "was not written by mnist-lightning"),
+        ("state_dict", "", 5, "was not written by mnist-lightning"),
+        ("classifier", "", 5, "was not written by mnist-lightning"),
+        ("state_dict", "dense.0.bias", "a", "the weights do not fit the current class MLP: .*dense.0.bias.* expected"),
+        (
+            "state_dict",
+            "unknown",
+            torch.ones(1),
+            "the weights do not fit the current class MLP: Unexpected key.*unknown",
+        ),
+        ("calibration", "", 5, "does not fit the current class .*MLP: TypeError"),
+        (
+            "state_dict",
+            "dense.0.weight",
+            torch.full((128, 784), torch.nan),
+            r"the weights contain NaN or infinite values \(dense.0.weight\): the training diverged; train again with",
+        ),
+    ],
+)
+def test_a_checkpoint_with_other_values(part: str, name: str, value: Any, message: str, logs: Path) -> None:
+    best = Run(logs / "mlp" / "version_0").best
+    content = torch.load(best, weights_only=True)
+    content[part] = {**content[part], name: value} if name else value
+    torch.save(content, best)
+    with pytest.raises(InputError, match=f"best.ckpt.* {message}") as refused:
+        load(best)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("weights", [torch.ones(3, 784), torch.full((128, 784), torch.inf)], ids=["shape", "infinite"])
+def test_weights_that_cannot_be_used_end_every_verb_in_one_line(
+    weights: torch.Tensor, logs: Path, fails: Callable[..., str]
+) -> None:
+    best = Run(logs / "mlp" / "version_0").best
+    content = torch.load(best, weights_only=True)
+    content["state_dict"]["dense.0.weight"] = weights
+    torch.save(content, best)
+    Image.new("L", (40, 40)).save("dark.png")
+    for words in (["test", "--ckpt_path", str(best)], ["classify", str(best), "dark.png"]):
+        error = fails(*words)
+        assert "the weights " in error
+        assert "dense.0.weight" in error
+
+
+def test_infinite_buffers_are_accepted() -> None:
+    class Masked(Custom):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+    model = Masked()
+    model.load_state_dict(Masked().state_dict())
+    with pytest.raises(InputError, match=r"NaN or infinite values \(mask\)"):
+        model.load_state_dict({**model.state_dict(), "mask": torch.tensor([0.0, torch.nan])})
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    model = LeNet5("relu").eval()
+    digits = torch.full((3, 28, 28), 255, dtype=torch.uint8)
+    assert model.classify(digits).isfinite().all()
+    for weights in model.parameters():
+        weights.data.fill_(3e37)
+    with pytest.raises(InputError, match="the logits of LeNet5 are NaN or infinite for 3 of 3 digits"):
+        model.classify(digits)

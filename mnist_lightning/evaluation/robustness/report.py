@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_type_hints
 
+from mnist_lightning.checks import check_types
 from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation.page import Picture, Report, Table, picture, render
 from mnist_lightning.files import write_whole
@@ -40,6 +41,7 @@ def measure_robustness(
     Raises:
         InputError: If no run can be measured, or MNIST-C's files are requested and cannot be used.
     """
+    check_types(get_type_hints(measure_robustness), {"severities": severities, "source": source})
     if source == "mnist_c" and severities == "all":
         raise InputError("--source mnist_c has one severity per corruption: use --severities published, not all")
     # `robustness --help` doesn't wait for these imports.
