@@ -187,8 +187,12 @@ class CLI(LightningCLI):
             self.best = BestCheckpoint()
             if trainer["enable_checkpointing"] is not False:
                 callbacks += [self.best, LastCheckpoint()]
-        if trainer["logger"] in (None, True):
-            kwargs["logger"] = self._logger(trainer["default_root_dir"]) if self.subcommand == "fit" else False
+        if self.subcommand == "fit" and trainer["logger"] is not False:
+            named = [] if trainer["logger"] in (None, True) else trainer["logger"]
+            named = named if isinstance(named, list) else [named]
+            kwargs["logger"] = [self._logger(trainer["default_root_dir"]), *named]
+        elif trainer["logger"] in (None, True):
+            kwargs["logger"] = False
         self.trainer_defaults["callbacks"] = callbacks
         if str(trainer["devices"]).isdigit() and int(trainer["devices"]) > _MAX_DEVICES:
             raise InputError(f"trainer.devices must be at most {_MAX_DEVICES}, got {trainer['devices']}")
