@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -259,8 +260,9 @@ class Classifier(LeanModule, LightningModule, ABC):
             {"params": [p for p in self.parameters() if p.ndim > 1], "weight_decay": hparams["weight_decay"]},
             {"params": [p for p in self.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        # Fused kernels unscale gradients themselves. Lightning cannot combine this with gradient clipping in 16-mixed.
-        fused = self.trainer.precision != "16-mixed"
+        # Fused kernels unscale gradients themselves, so Lightning refuses to clip them in mixed precision.
+        clips = self.trainer.gradient_clip_val or is_overridden("configure_gradient_clipping", self)
+        fused = not (clips and "mixed" in str(self.trainer.precision))
         if hparams["optimizer"] == "sgd":
             momentum = hparams["momentum"]
             return SGD(groups, lr=hparams["lr"], momentum=momentum, nesterov=momentum > 0, fused=fused)

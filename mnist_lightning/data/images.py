@@ -239,13 +239,19 @@ class MNISTDataModule(LightningDataModule):
         images = images.unsqueeze(1).float().div_(255)
         if self.augment is not None and noise is not None:
             images = self.augment(images, noise)
-        return images, labels
+        return self._in_precision(images), labels
+
+    def _in_precision(self, values: Tensor) -> Tensor:
+        """Converts floats to the precision of the training. Lightning converts them before they are scaled."""
+        converted: Tensor = values if self.trainer is None else self.trainer.precision_plugin.convert_input(values)
+        return converted
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training batches, reshuffled every epoch and sharded across processes."""
+        """Training batches, reshuffled every epoch and sharded across processes, without a last batch of one image."""
         dataset = self._dataset("train", augmented=True)
-        sampler = EpochSampler(dataset, *self._shard(), seed=mixed_seed(self.seed))
-        return self._loader(dataset, sampler, self.batch_size)
+        sampler = EpochSampler(dataset, *self._shard("train"), seed=mixed_seed(self.seed))
+        single = len(sampler) > 1 and len(sampler) % self.batch_size == 1  # batch norm fails on a single image
+        return self._loader(dataset, sampler, self.batch_size, drop_last=single)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches, in order and sharded across processes without repeated images."""
@@ -260,26 +266,34 @@ class MNISTDataModule(LightningDataModule):
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         dataset = self._dataset(split, augmented=False)
         # Lightning's default DistributedSampler repeats images to give every process the same number.
-        sampler = UnrepeatedDistributedSampler(dataset, *self._shard(), shuffle=False)
+        sampler = UnrepeatedDistributedSampler(dataset, *self._shard(split), shuffle=False)
         return self._loader(dataset, sampler, self._evaluation_batch_size)
 
     def _dataset(self, split: str, augmented: bool) -> Any:
         """Dataset of a split. Subclasses with other batches override this and `_augmented`."""
         return ImageBatches(*self._splits[split], self.augment if augmented else None, self.seed)
 
-    def _shard(self) -> tuple[int, int]:
-        """Number of processes and rank of this process."""
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+    def _shard(self, split: str) -> tuple[int, int]:
+        """Number of processes, each of which needs an image, and rank of this process."""
+        processes, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        count = len(self._splits[split][1])
+        if count < processes:
+            needed = f"{processes} processes need {processes} or more {split} images"
+            raise InputError(f"{needed}, but {self.source} has {count}; use fewer --trainer.devices")
+        return processes, rank
 
     @property
     def _evaluation_batch_size(self) -> int:
         return 4 * self.batch_size
 
-    def _loader(self, dataset: Any, sampler: DistributedSampler[int], batch_size: int) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: Any, sampler: DistributedSampler[int], batch_size: int, drop_last: bool = False
+    ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
+            drop_last=drop_last,
             num_workers=self.num_workers,
             collate_fn=_identity,
             pin_memory=torch.cuda.is_available(),
