@@ -166,6 +166,10 @@ class Classifier(LeanModule, LightningModule, ABC):
         target = F.one_hot(labels, CLASSES).float() * (1 - label_smoothing) + label_smoothing / CLASSES
         return F.mse_loss(logits.softmax(dim=1), target)
 
+    def on_train_start(self) -> None:
+        """Forgets the steps of a learning rate search, which are no part of the training."""
+        self._unlogged.clear()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Computes the loss. Metrics are logged every `log_every_n_steps` only, because they are slow."""
         inputs, labels = self.unpack(batch)

@@ -225,13 +225,13 @@ class MNISTDataModule(LightningDataModule):
         """Scales a batch to [0, 1] and augments training batches, on the device of the batch.
 
         Args:
-            batch: A `RawBatch`. Anything else, such as Lightning's example inputs, is returned unchanged.
+            batch: A `RawBatch`. Anything else, such as Lightning's example inputs, only gets the training's precision.
             dataloader_idx: Unused.
 
         Returns:
             `(images, labels)`: float [B, 1, 28, 28] and int64 [B]. `MNISTSuperpixelsDataModule` returns a PyG `Batch`.
         """
-        return self._augmented(*batch) if isinstance(batch, RawBatch) else batch
+        return self._augmented(*batch) if isinstance(batch, RawBatch) else self._in_precision(batch)
 
     def _augmented(self, batch: Any, noise: Any) -> Any:
         """Prepares the content of a `RawBatch` for the model."""
@@ -241,10 +241,9 @@ class MNISTDataModule(LightningDataModule):
             images = self.augment(images, noise)
         return self._in_precision(images), labels
 
-    def _in_precision(self, values: Tensor) -> Tensor:
-        """Converts floats to the precision of the training. Lightning converts them before they are scaled."""
-        converted: Tensor = values if self.trainer is None else self.trainer.precision_plugin.convert_input(values)
-        return converted
+    def _in_precision(self, values: Any) -> Any:
+        """Converts floats to the precision of the training. Lightning does so too early: before images are scaled."""
+        return values if self.trainer is None else self.trainer.precision_plugin.convert_input(values)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Training batches, reshuffled every epoch and sharded across processes, without a last batch of one image."""

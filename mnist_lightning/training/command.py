@@ -4,6 +4,8 @@ import gc
 import inspect
 import logging
 import os
+import re
+import traceback
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +16,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from mnist_lightning import models
@@ -49,12 +52,29 @@ def run(args: list[str]) -> None:
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
+    logging.getLogger("lightning.pytorch.tuner").setLevel(logging.CRITICAL)  # RunRecorder reports the learning rate
     try:
         CLI(with_configs(args))
-    except MisconfigurationException as error:
-        raise InputError(str(error)) from error
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        if explanation := refusal(error):
+            raise InputError(explanation) from error
+        raise
     if torch.distributed.is_initialized():  # threads that outlive the process group would abort the process
         torch.distributed.destroy_process_group()
+
+
+def refusal(error: Exception) -> str | None:
+    """Returns what the user asked for in vain, or None for a bug.
+
+    Args:
+        error: Error of a training. It is a refusal if Lightning itself raised it, and not code that Lightning called.
+    """
+    if "Expected more than 1 value per channel" in str(error):
+        return "batch norm needs two images or more in every training batch; use a larger --data.batch_size"
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_by_lightning = frame.f_globals.get("__name__", "").startswith("lightning.")
+    return str(error) if raised_by_lightning or isinstance(error, MisconfigurationException) else None
 
 
 class TrainerParser(OneLineParser, LightningArgumentParser):
@@ -177,6 +197,10 @@ class CLI(LightningCLI):
         """Adds the callbacks of every run, and the logger."""
         trainer = self._get(self.config_init, "trainer")
         given = trainer["callbacks"] or []
+        if any(isinstance(callback, BatchSizeFinder) for callback in given):
+            raise InputError(
+                "BatchSizeFinder is not supported: a run repeats itself; give the size with --data.batch_size"
+            )
         callbacks: list[Callback] = []
         if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(CalmProgressBar())
@@ -196,6 +220,10 @@ class CLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         if str(trainer["devices"]).isdigit() and int(trainer["devices"]) > _MAX_DEVICES:
             raise InputError(f"trainer.devices must be at most {_MAX_DEVICES}, got {trainer['devices']}")
+        if trainer["limit_train_batches"] == 0:
+            raise InputError("trainer.limit_train_batches must be above 0, got 0: nothing would be trained")
+        if isinstance(trainer["strategy"], str):  # the other ways to start processes lose their results
+            kwargs["strategy"] = re.sub(r"^ddp_(spawn|fork|notebook)", "ddp", trainer["strategy"])
         if trainer["accumulate_grad_batches"] < 1:
             raise InputError(
                 f"trainer.accumulate_grad_batches must be 1 or more, got {trainer['accumulate_grad_batches']}"
@@ -240,6 +268,7 @@ class CLI(LightningCLI):
         tested = self.best.best_model_path
         if not tested:  # checkpoints are off
             return
+        self.trainer.profiler = PassThroughProfiler()  # the report is of the training
         self.trainer.test(self.model, self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         self._print(metrics_table(self.recorder.metrics, f"{self.recorder.experiment}: {self._title()}"))
         self._print(self.trainer.log_dir)

@@ -3,18 +3,22 @@
 import platform
 import time
 from dataclasses import asdict
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor, nn
 
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.evaluation.metrics import Metrics, metrics
+from mnist_lightning.evaluation.page import print_result
 from mnist_lightning.lean import IdleInSteps
 from mnist_lightning.runs.checkpoint import read_checkpoint
 from mnist_lightning.runs.predictions import predict
@@ -31,6 +35,8 @@ class RunConfig(IdleInSteps, SaveConfigCallback):
         """Writes the config once, in the first process."""
         folder = trainer.log_dir  # a broadcast, which all processes must take part in
         if trainer.is_global_zero and folder is not None and not self.already_saved:
+            # Lightning's Timer has an Enum as a default, which YAML doesn't know.
+            yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
             write_config(Run(folder), self.parser.dump(self.config, skip_none=False), self.overwrite)
         self.already_saved = True
 
@@ -55,9 +61,17 @@ class RunRecorder(IdleInSteps):
         self.metrics: dict[str, Metrics] = {}
         self._seconds = 0.0
         self._since = 0.0
+        self._found_lr: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the clock. Reports the rate of a `LearningRateFinder`, and starts the schedule from it."""
+        finder = next((c for c in trainer.callbacks if isinstance(c, LearningRateFinder)), None)  # type: ignore[attr-defined]
+        if finder is not None and finder.optimal_lr is not None:
+            self._found_lr = finder.optimal_lr.suggestion()
+            trainer.strategy.setup_optimizers(trainer)  # it would only change the rate of the first step
+            if trainer.is_global_zero:
+                found = "no rate: it needs more steps" if self._found_lr is None else f"{self._found_lr:.3g}"
+                print_result(f"LearningRateFinder found {found}; the training uses {pl_module.hparams['lr']:.3g}")
         self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,6 +122,7 @@ class RunRecorder(IdleInSteps):
             "train_seconds": round(self._seconds, 2),
             "batch_size": data.batch_size if data else None,
             "hyper_parameters": dict(model.hparams),
+            **({"found_lr": self._found_lr} if self._found_lr else {}),
             "precision": str(trainer.precision),
             "devices": trainer.world_size,
             "device": device_name(model.device),
