@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterable
@@ -38,6 +39,12 @@ from mnist_lightning.training.recording import RunConfig, RunRecorder
 from mnist_lightning.training.reproducibility import ReproducibleEpochs
 from mnist_lightning.training.tensorboard import RunLogger, TensorBoardFigures
 
+_REFUSALS = (ImportError, RuntimeError, TypeError, ValueError)
+_REFUSALS_OF_TORCH = {
+    "more than 1 value per channel": "batch norm needs two or more images in a training batch; use a larger "
+    "--data.batch_size",
+    "SyncBatchNorm": "trainer.sync_batchnorm needs GPUs; use --trainer.sync_batchnorm false",
+}
 _MAX_DEVICES = 1024  # on CPUs, Lightning would start any number of processes
 
 
@@ -56,7 +63,9 @@ def run(args: list[str]) -> None:
     logging.getLogger("lightning.pytorch.tuner").setLevel(logging.CRITICAL)  # RunRecorder reports the learning rate
     try:
         CLI(with_configs(args))
-    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
+        if not _fails_first():
+            sys.exit(2)
         if explanation := refusal(error):
             raise InputError(explanation) from error
         raise
@@ -65,16 +74,30 @@ def run(args: list[str]) -> None:
 
 
 def refusal(error: Exception) -> str | None:
-    """Returns what the user asked for in vain, or None for a bug.
+    """Explains an error that the user's options caused, or returns None for a bug.
 
     Args:
         error: Error of a training. It is a refusal if Lightning itself raised it, and not code that Lightning called.
     """
-    if "Expected more than 1 value per channel" in str(error):
-        return "batch norm needs two images or more in every training batch; use a larger --data.batch_size"
+    if isinstance(error, ValueError):
+        for message, explanation in _REFUSALS_OF_TORCH.items():
+            if message in str(error):
+                return explanation
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    raised_by_lightning = frame.f_globals.get("__name__", "").startswith("lightning.")
-    return str(error) if raised_by_lightning or isinstance(error, MisconfigurationException) else None
+    by_lightning = str(frame.f_globals.get("__name__")).startswith("lightning.")
+    if isinstance(error, MisconfigurationException) or (by_lightning and isinstance(error, _REFUSALS)):
+        return str(error)
+    return None
+
+
+def _fails_first() -> bool:
+    """Whether no other process of this training has failed before: only the first one says why."""
+    if not torch.distributed.is_initialized():
+        return True
+    try:
+        return bool(torch.distributed.distributed_c10d._get_default_store().add("failed", 1) == 1)
+    except torch.distributed.DistError:  # the process that holds the store has failed
+        return False
 
 
 class TrainerParser(OneLineParser, LightningArgumentParser):
@@ -268,7 +291,7 @@ class CLI(LightningCLI):
         tested = self.best.best_model_path
         if not tested:  # checkpoints are off
             return
-        self.trainer.profiler = PassThroughProfiler()  # the report is of the training
+        self.trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # the report is of the training
         self.trainer.test(self.model, self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         self._print(metrics_table(self.recorder.metrics, f"{self.recorder.experiment}: {self._title()}"))
         self._print(self.trainer.log_dir)
