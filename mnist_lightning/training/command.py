@@ -17,9 +17,10 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, Callback, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from mnist_lightning import models
@@ -220,9 +221,13 @@ class CLI(LightningCLI):
         """Adds the callbacks of every run, and the logger."""
         trainer = self._get(self.config_init, "trainer")
         given = trainer["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        if self._get(self.config_init, "ckpt_path"):  # a resumed training keeps its learning rate
+            given = [callback for callback in given if not isinstance(callback, LearningRateFinder)]
+        kwargs["callbacks"] = given
         if any(isinstance(callback, BatchSizeFinder) for callback in given):
             raise InputError(
-                "BatchSizeFinder is not supported: a run repeats itself; give the size with --data.batch_size"
+                "BatchSizeFinder is not supported, because its size is not in the config; set --data.batch_size"
             )
         callbacks: list[Callback] = []
         if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
@@ -243,10 +248,15 @@ class CLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         if str(trainer["devices"]).isdigit() and int(trainer["devices"]) > _MAX_DEVICES:
             raise InputError(f"trainer.devices must be at most {_MAX_DEVICES}, got {trainer['devices']}")
+        if trainer["barebones"] and self.subcommand == "fit":
+            raise InputError("trainer.barebones true turns off all that a run records; use lightning.Trainer in Python")
         if trainer["limit_train_batches"] == 0:
             raise InputError("trainer.limit_train_batches must be above 0, got 0: nothing would be trained")
-        if isinstance(trainer["strategy"], str):  # the other ways to start processes lose their results
+        # From a command line, processes start as with ddp: spawned and forked ones cannot return what they recorded.
+        if isinstance(trainer["strategy"], str):
             kwargs["strategy"] = re.sub(r"^ddp_(spawn|fork|notebook)", "ddp", trainer["strategy"])
+        elif isinstance(trainer["strategy"], DDPStrategy):
+            trainer["strategy"]._start_method = "popen"
         if trainer["accumulate_grad_batches"] < 1:
             raise InputError(
                 f"trainer.accumulate_grad_batches must be 1 or more, got {trainer['accumulate_grad_batches']}"

@@ -81,12 +81,13 @@ class RunRecorder(IdleInSteps):
         self._since = now
 
     def state_dict(self) -> dict[str, Any]:
-        """Keeps the seconds for a resumed training."""
-        return {"seconds": self._seconds}
+        """Keeps the seconds and the learning rate found for a resumed training."""
+        return {"seconds": self._seconds, "found_lr": self._found_lr}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the seconds."""
+        """Restores the seconds and the learning rate."""
         self._seconds = state_dict["seconds"]
+        self._found_lr = state_dict.get("found_lr")  # older checkpoints have none
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files, in the first process."""
