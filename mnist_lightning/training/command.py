@@ -13,6 +13,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -40,7 +41,7 @@ from mnist_lightning.training.recording import RunConfig, RunRecorder
 from mnist_lightning.training.reproducibility import ReproducibleEpochs
 from mnist_lightning.training.tensorboard import RunLogger, TensorBoardFigures
 
-_REFUSALS = (ImportError, RuntimeError, TypeError, ValueError)
+_LIGHTNING = Path(lightning.__file__).parent
 _REFUSALS_OF_TORCH = {
     "more than 1 value per channel": "batch norm needs two or more images in a training batch; use a larger "
     "--data.batch_size",
@@ -78,17 +79,15 @@ def refusal(error: Exception) -> str | None:
     """Explains an error that the user's options caused, or returns None for a bug.
 
     Args:
-        error: Error of a training. It is a refusal if Lightning itself raised it, and not code that Lightning called.
+        error: Error of a training. It is a refusal if a statement `raise` of Lightning raised it.
     """
     if isinstance(error, ValueError):
         for message, explanation in _REFUSALS_OF_TORCH.items():
             if message in str(error):
                 return explanation
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    by_lightning = str(frame.f_globals.get("__name__")).startswith("lightning.")
-    if isinstance(error, MisconfigurationException) or (by_lightning and isinstance(error, _REFUSALS)):
-        return str(error)
-    return None
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    by_lightning = last.filename.startswith(str(_LIGHTNING)) and str(last.line).startswith("raise ")
+    return str(error) if by_lightning or isinstance(error, MisconfigurationException) else None
 
 
 def _fails_first() -> bool:
