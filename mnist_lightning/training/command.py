@@ -6,17 +6,14 @@ import logging
 import os
 import re
 import sys
-import traceback
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -36,17 +33,12 @@ from mnist_lightning.runs.checkpoint import find_checkpoint, read_checkpoint
 from mnist_lightning.runs.run import LOGS, Run
 from mnist_lightning.runs.writing import explain_disk_error, write_predictions
 from mnist_lightning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from mnist_lightning.training.failures import fails_first, refusal
 from mnist_lightning.training.progress import CalmProgressBar
 from mnist_lightning.training.recording import RunConfig, RunRecorder
 from mnist_lightning.training.reproducibility import ReproducibleEpochs
 from mnist_lightning.training.tensorboard import RunLogger, TensorBoardFigures
 
-_LIGHTNING = Path(lightning.__file__).parent
-_REFUSALS_OF_TORCH = {
-    "more than 1 value per channel": "batch norm needs two or more images in a training batch; use a larger "
-    "--data.batch_size",
-    "SyncBatchNorm": "trainer.sync_batchnorm needs GPUs; use --trainer.sync_batchnorm false",
-}
 _MAX_DEVICES = 1024  # on CPUs, Lightning would start any number of processes
 
 
@@ -66,38 +58,13 @@ def run(args: list[str]) -> None:
     try:
         CLI(with_configs(args))
     except Exception as error:
-        if not _fails_first():
+        if not fails_first():
             sys.exit(2)
         if explanation := refusal(error):
             raise InputError(explanation) from error
         raise
     if torch.distributed.is_initialized():  # threads that outlive the process group would abort the process
         torch.distributed.destroy_process_group()
-
-
-def refusal(error: Exception) -> str | None:
-    """Explains an error that the user's options caused, or returns None for a bug.
-
-    Args:
-        error: Error of a training. It is a refusal if a statement `raise` of Lightning raised it.
-    """
-    if isinstance(error, ValueError):
-        for message, explanation in _REFUSALS_OF_TORCH.items():
-            if message in str(error):
-                return explanation
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    by_lightning = last.filename.startswith(str(_LIGHTNING)) and str(last.line).startswith("raise ")
-    return str(error) if by_lightning or isinstance(error, MisconfigurationException) else None
-
-
-def _fails_first() -> bool:
-    """Whether no other process of this training has failed before: only the first one says why."""
-    if not torch.distributed.is_initialized():
-        return True
-    try:
-        return bool(torch.distributed.distributed_c10d._get_default_store().add("failed", 1) == 1)
-    except torch.distributed.DistError:  # the process that holds the store has failed
-        return False
 
 
 class TrainerParser(OneLineParser, LightningArgumentParser):
