@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -203,6 +204,10 @@ class Classifier(LeanModule, LightningModule, ABC):
         target = F.one_hot(labels, CLASSES).float() * (1 - label_smoothing) + label_smoothing / CLASSES
         return F.mse_loss(logits.softmax(dim=1), target)
 
+    def on_train_start(self) -> None:
+        """Forgets the steps of a learning rate search, which are no part of the training."""
+        self._unlogged.clear()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Computes the loss. Metrics are logged every `log_every_n_steps` only, because they are slow."""
         inputs, labels = self.unpack(batch)
@@ -298,8 +303,9 @@ class Classifier(LeanModule, LightningModule, ABC):
             {"params": [p for p in self.parameters() if p.ndim > 1], "weight_decay": hparams["weight_decay"]},
             {"params": [p for p in self.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        # Fused kernels unscale gradients themselves. Lightning cannot combine this with gradient clipping in 16-mixed.
-        fused = self.trainer.precision != "16-mixed"
+        # Fused kernels unscale gradients themselves, so Lightning refuses to clip them in mixed precision.
+        clips = self.trainer.gradient_clip_val or is_overridden("configure_gradient_clipping", self)
+        fused = not (clips and "mixed" in str(self.trainer.precision))
         if hparams["optimizer"] == "sgd":
             momentum = hparams["momentum"]
             return SGD(groups, lr=hparams["lr"], momentum=momentum, nesterov=momentum > 0, fused=fused)

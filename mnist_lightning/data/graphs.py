@@ -133,6 +133,7 @@ class MNISTSuperpixelsDataModule(MNISTDataModule):
     def _augmented(self, batch: Any, noise: Any) -> Any:
         if self.augment is not None and noise is not None:
             batch.x, batch.pos = self.augment(batch.x, batch.pos, batch.batch, noise)
+        batch.x, batch.pos = self._in_precision(batch.x), self._in_precision(batch.pos)
         return batch
 
     def _dataset(self, split: str, augmented: bool) -> GraphBatches:

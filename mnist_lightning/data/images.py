@@ -238,13 +238,13 @@ class MNISTDataModule(LightningDataModule):
         """Scales a batch to [0, 1] and augments training batches, on the device of the batch.
 
         Args:
-            batch: A `RawBatch`. Anything else, such as Lightning's example inputs, is returned unchanged.
+            batch: A `RawBatch`. Anything else, such as Lightning's example inputs, only gets the training's precision.
             dataloader_idx: Unused.
 
         Returns:
             `(images, labels)`: float [B, 1, 28, 28] and int64 [B]. `MNISTSuperpixelsDataModule` returns a PyG `Batch`.
         """
-        return self._augmented(*batch) if isinstance(batch, RawBatch) else batch
+        return self._augmented(*batch) if isinstance(batch, RawBatch) else self._in_precision(batch)
 
     def _augmented(self, batch: Any, noise: Any) -> Any:
         """Prepares the content of a `RawBatch` for the model."""
@@ -252,15 +252,20 @@ class MNISTDataModule(LightningDataModule):
         images = images.unsqueeze(1).float().div_(255)
         if self.augment is not None and noise is not None:
             images = self.augment(images, noise)
-        return images, labels
+        return self._in_precision(images), labels
+
+    def _in_precision(self, values: Any) -> Any:
+        """Converts floats to the precision of the training. Lightning does so too early: before images are scaled."""
+        return values if self.trainer is None else self.trainer.precision_plugin.convert_input(values)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training batches, reshuffled every epoch and sharded across processes."""
+        """Training batches, reshuffled every epoch and sharded across processes, without a last batch of one image."""
         dataset = self._dataset("train", augmented=True)
-        sampler = EpochSampler(dataset, *self._shard(), seed=mixed_seed(self.seed))
+        sampler = EpochSampler(dataset, *self._shard("train"), seed=mixed_seed(self.seed))
         if self.trainer is not None:  # when a training is resumed, workers start before Lightning sets the epoch
             sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return self._loader(dataset, sampler, self.batch_size)
+        single = len(sampler) > 1 and len(sampler) % self.batch_size == 1  # batch norm fails on a single image
+        return self._loader(dataset, sampler, self.batch_size, drop_last=single)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches, in order and sharded across processes without repeated images."""
@@ -275,26 +280,34 @@ class MNISTDataModule(LightningDataModule):
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         dataset = self._dataset(split, augmented=False)
         # Lightning's default DistributedSampler repeats images to give every process the same number.
-        sampler = UnrepeatedDistributedSampler(dataset, *self._shard(), shuffle=False)
+        sampler = UnrepeatedDistributedSampler(dataset, *self._shard(split), shuffle=False)
         return self._loader(dataset, sampler, self._evaluation_batch_size)
 
     def _dataset(self, split: str, augmented: bool) -> Any:
         """Dataset of a split. Subclasses with other batches override this and `_augmented`."""
         return ImageBatches(*self._splits[split], self.augment if augmented else None, self.seed)
 
-    def _shard(self) -> tuple[int, int]:
-        """Number of processes and rank of this process."""
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+    def _shard(self, split: str) -> tuple[int, int]:
+        """Number of processes, each of which needs an image, and rank of this process."""
+        processes, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        count = len(self._splits[split][1])
+        if count < processes:
+            needed = f"{processes} processes need {processes} or more {split} images"
+            raise InputError(f"{needed}, but {self.source} has {count}; use fewer --trainer.devices")
+        return processes, rank
 
     @property
     def _evaluation_batch_size(self) -> int:
         return 4 * self.batch_size
 
-    def _loader(self, dataset: Any, sampler: DistributedSampler[int], batch_size: int) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: Any, sampler: DistributedSampler[int], batch_size: int, drop_last: bool = False
+    ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
+            drop_last=drop_last,
             num_workers=self.num_workers,
             collate_fn=_identity,
             pin_memory=torch.cuda.is_available(),

@@ -2,7 +2,9 @@
 
 import gc
 import logging
+import re
 import signal
+import sys
 from argparse import SUPPRESS
 from pathlib import Path
 from pkgutil import resolve_name
@@ -14,10 +16,11 @@ import yaml
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from mnist_lightning.arguments import plain_words, refuse_nulls, with_configs
@@ -32,6 +35,7 @@ from mnist_lightning.runs.run import LOGS, Run
 from mnist_lightning.runs.writing import check_predictions_file, explain_disk_error, how_to_continue, write_predictions
 from mnist_lightning.training.callbacks import record
 from mnist_lightning.training.checkpoints import BestCheckpoint, LastCheckpoint, write_atomically
+from mnist_lightning.training.failures import fails_first, refusal
 from mnist_lightning.training.finetuning import InitialWeights
 from mnist_lightning.training.parser import TrainerParser, check_settings
 from mnist_lightning.training.progress import CalmProgressBar
@@ -54,12 +58,20 @@ def run(args: list[str]) -> None:
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
+    logging.getLogger("lightning.pytorch.tuner").setLevel(logging.CRITICAL)  # RunRecorder reports the learning rate
     try:
         CLI(with_configs(args))
     except _FinishedError as finished:
         print_result(str(finished))
-    except MisconfigurationException as error:
-        raise InputError(str(error)) from error
+    except StoppedError:
+        raise
+    except Exception as error:
+        if not fails_first():
+            sys.exit(2)
+        if explanation := refusal(error):
+            raise InputError(explanation) from error
+        raise
     if torch.distributed.is_initialized():  # threads that outlive the process group would abort the process
         torch.distributed.destroy_process_group()
 
@@ -194,6 +206,14 @@ class CLI(LightningCLI):
         """Adds the callbacks of every run, and the logger."""
         trainer = self._get(self.config_init, "trainer")
         given = trainer["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        if self._get(self.config_init, "ckpt_path"):  # a resumed training keeps its learning rate
+            given = [callback for callback in given if not isinstance(callback, LearningRateFinder)]
+        kwargs["callbacks"] = given
+        if any(isinstance(callback, BatchSizeFinder) for callback in given):
+            raise InputError(
+                "BatchSizeFinder is not supported, because its size is not in the config; set --data.batch_size"
+            )
         callbacks: list[Callback] = []
         if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(CalmProgressBar())
@@ -214,6 +234,15 @@ class CLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         if str(trainer["devices"]).isdigit() and int(trainer["devices"]) > _MAX_DEVICES:
             raise InputError(f"trainer.devices must be at most {_MAX_DEVICES}, got {trainer['devices']}")
+        if trainer["barebones"] and self.subcommand == "fit":
+            raise InputError("trainer.barebones true turns off all that a run records; use lightning.Trainer in Python")
+        if trainer["limit_train_batches"] == 0:
+            raise InputError("trainer.limit_train_batches must be above 0, got 0: nothing would be trained")
+        # From a command line, processes start as with ddp: spawned and forked ones cannot return what they recorded.
+        if isinstance(trainer["strategy"], str):
+            kwargs["strategy"] = re.sub(r"^ddp_(spawn|fork|notebook)", "ddp", trainer["strategy"])
+        elif isinstance(trainer["strategy"], DDPStrategy):
+            trainer["strategy"]._start_method = "popen"
         if trainer["accumulate_grad_batches"] < 1:
             raise InputError(
                 f"trainer.accumulate_grad_batches must be 1 or more, got {trainer['accumulate_grad_batches']}"
@@ -291,6 +320,7 @@ class CLI(LightningCLI):
         """Tests once: the best checkpoint, or the last weights of a training without validation."""
         if self._get(self.config_init, "trainer")["fast_dev_run"]:
             return
+        self.trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # the report is of the training
         tested = self.best.best_model_path or self.last.best_model_path or None
         self.trainer.test(self.model, self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         self._print(metrics_table(self.recorder.metrics, f"{self.recorder.experiment}: {self._title()}"))

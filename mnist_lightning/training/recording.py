@@ -4,13 +4,16 @@ import json
 import platform
 import time
 from dataclasses import asdict, is_dataclass
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation.metrics import Metrics, metrics
+from mnist_lightning.evaluation.page import print_result
 from mnist_lightning.lean import IdleInSteps
 from mnist_lightning.runs.checkpoint import read_checkpoint
 from mnist_lightning.runs.predictions import predict
@@ -45,6 +49,8 @@ class RunConfig(IdleInSteps, SaveConfigCallback):
         """Writes the config, in the first process."""
         folder = trainer.log_dir  # a broadcast, which all processes must take part in
         if trainer.is_global_zero and folder is not None:
+            # Lightning's Timer has an Enum as a default, which YAML doesn't know.
+            yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
             config = self.config.clone()
             del config["ckpt_path"]  # with it, the config would resume the run instead of repeating it
             write_config(Run(folder), self.parser.dump(config, skip_none=False))
@@ -74,6 +80,7 @@ class RunRecorder(IdleInSteps):
         self._seconds = 0.0
         self._since = 0.0
         self._processes = 1
+        self._found_lr: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a training that cannot be recorded, before anything is written."""
@@ -95,8 +102,15 @@ class RunRecorder(IdleInSteps):
             raise InputError(f"{run.folder} holds a finished run; use a new Trainer, or another version")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the clock. Reports the rate of a `LearningRateFinder`, and starts the schedule from it."""
         self._processes = trainer.world_size
+        finder = next((c for c in trainer.callbacks if isinstance(c, LearningRateFinder)), None)  # type: ignore[attr-defined]
+        if finder is not None and finder.optimal_lr is not None:
+            self._found_lr = finder.optimal_lr.suggestion()
+            trainer.strategy.setup_optimizers(trainer)  # it would only change the rate of the first step
+            if trainer.is_global_zero:
+                found = "no rate: it needs more steps" if self._found_lr is None else f"{self._found_lr:.3g}"
+                print_result(f"LearningRateFinder found {found}; the training uses {pl_module.hparams['lr']:.3g}")
         self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,12 +121,13 @@ class RunRecorder(IdleInSteps):
 
     def state_dict(self) -> dict[str, Any]:
         """Keeps facts for a resumed training. The number of processes must not change."""
-        return {"seconds": self._seconds, "processes": self._processes, "init_from": self.init_from}
+        facts = {"processes": self._processes, "init_from": self.init_from, "found_lr": self._found_lr}
+        return {"seconds": self._seconds, **facts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the facts."""
+        """Restores the facts. Older checkpoints have the seconds only."""
         self._seconds = state_dict["seconds"]
-        self.init_from = state_dict.get("init_from")
+        self.init_from, self._found_lr = state_dict.get("init_from"), state_dict.get("found_lr")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files, in the first process."""
@@ -152,6 +167,7 @@ class RunRecorder(IdleInSteps):
             "train_seconds": round(self._seconds, 2),
             "batch_size": data.batch_size if data else None,
             "hyper_parameters": {**model.hparams, **_plain_module(model)},
+            **({"found_lr": self._found_lr} if self._found_lr else {}),
             "data": _data_settings(trainer.datamodule),  # type: ignore[attr-defined]
             "trainer": {name: getattr(trainer, name) for name in _TRAINER_SETTINGS},
             "precision": str(trainer.precision),

@@ -1,6 +1,7 @@
-"""TensorBoard: a folder of its own for every training, charts, figures and hyper-parameters."""
+"""Loggers: a folder of its own for every training, charts, figures and hyper-parameters."""
 
 import contextlib
+import copy
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_lightning.classifier import Classifier
@@ -80,45 +81,33 @@ class RunLogger(TensorBoardLogger):
 
 
 class TensorBoardFigures(IdleInSteps):
-    """Adds chart layout and model graph at the start, figures and hyper-parameters after the test."""
+    """Adds chart layout and model graph at the start, figures, hyper-parameters and final metrics after the test.
+
+    Every logger gets what it can show: the layout and the graph are TensorBoard's, figures need `log_image`.
+    """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts train and validation curves on one chart, and adds the model's graph."""
-        logger = _tensorboard(trainer)
-        if logger is None:
-            return
+        boards = [logger for logger in _loggers(trainer) if isinstance(logger, TensorBoardLogger)]
         charts = {
             name: ["Multiline", [f"train/{tag}", f"val/{tag}", f"test/{tag}"]]
             for name, tag in (("loss", "loss"), ("accuracy", "acc"))
         }
-        logger.experiment.add_custom_scalars({"training": charts})
         example = pl_module.example_input_array
-        if example is not None:  # Lightning's log_graph would add the graph again for the test
-            compiled, pl_module._compiled_call_impl = pl_module._compiled_call_impl, None  # cannot be traced
-            logger.experiment.add_graph(pl_module, move_data_to_device(example, pl_module.device))
-            pl_module._compiled_call_impl = compiled
+        for board in boards:
+            board.experiment.add_custom_scalars({"training": charts})
+            if example is not None:  # Lightning's log_graph would add the graph again for the test
+                compiled, pl_module._compiled_call_impl = pl_module._compiled_call_impl, None  # cannot be traced
+                example = trainer.precision_plugin.convert_input(move_data_to_device(example, pl_module.device))
+                board.experiment.add_graph(pl_module, example)
+                pl_module._compiled_call_impl = compiled
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds figures of right and wrong answers, hyper-parameters and final metrics."""
-        logger = _tensorboard(trainer)
-        if logger is None:
+        if not _loggers(trainer):
             return
-        from mnist_lightning.evaluation import charts
-
         assert isinstance(pl_module, Classifier)
         data = own_data(trainer)
-        step = trainer.fit_loop.epoch_loop.global_step
-        logits, labels = pl_module.predictions["test"]
-        figures = {"confusion matrix": charts.confusion_matrix(logits, labels)}
-        if data is not None:
-            images = data.images_and_labels("test")[0]
-            figures["training samples"] = charts.samples(*data.images_and_labels("train"))
-            figures["confident mistakes"] = charts.confident_mistakes(images, logits, labels)
-            figures["right answers"] = charts.right_answers(images, logits, labels)
-            if isinstance(pl_module, GNN):
-                figures["connectivity"] = _connectivity_of_each_class(pl_module, data)
-        for name, figure in figures.items():
-            logger.experiment.add_figure(f"figures/{name}", figure, step)
         hyper_parameters = {
             "model": pl_module.architecture.__name__,
             "source": source_name(trainer),
@@ -127,7 +116,34 @@ class TensorBoardFigures(IdleInSteps):
             "epochs": trainer.fit_loop.epoch_progress.current.completed,
             **{k: v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in pl_module.hparams.items()},
         }
-        logger.log_hyperparams(hyper_parameters, _final_metrics(trainer), step)
+        step = trainer.fit_loop.epoch_loop.global_step
+        figures = _figures(pl_module, data)
+        for logger in _loggers(trainer):
+            for name, figure in figures.items():
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure(f"figures/{name}", figure, step)
+                elif hasattr(logger, "log_image"):
+                    logger.log_image(f"figures/{name}", [figure], step=step)
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(hyper_parameters, _final_metrics(trainer), step)
+            else:
+                logger.log_hyperparams(hyper_parameters)
+                logger.log_metrics(_final_metrics(trainer), step)
+
+
+def _figures(model: Classifier, data: MNISTDataModule | None) -> "dict[str, Figure]":
+    from mnist_lightning.evaluation import charts
+
+    logits, labels = model.predictions["test"]
+    figures = {"confusion matrix": charts.confusion_matrix(logits, labels)}
+    if data is not None:
+        images = data.images_and_labels("test")[0]
+        figures["training samples"] = charts.samples(*data.images_and_labels("train"))
+        figures["confident mistakes"] = charts.confident_mistakes(images, logits, labels)
+        figures["right answers"] = charts.right_answers(images, logits, labels)
+        if isinstance(model, GNN):
+            figures["connectivity"] = _connectivity_of_each_class(model, data)
+    return figures
 
 
 def _connectivity_of_each_class(model: GNN, data: MNISTDataModule) -> "Figure":
@@ -138,6 +154,7 @@ def _connectivity_of_each_class(model: GNN, data: MNISTDataModule) -> "Figure":
     images, labels = data.images_and_labels("test")
     first = [int((labels == digit).nonzero()[0]) for digit in torch.unique(labels)]
     with torch.inference_mode(False), torch.enable_grad():  # Lightning tests without gradients
+        model = copy.deepcopy(model).float()  # the training may have another precision
         return connectivity_sheet([connectivity(model, images[i], int(labels[i])) for i in first])
 
 
@@ -151,6 +168,5 @@ def _final_metrics(trainer: Trainer) -> dict[str, float]:
     }
 
 
-def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return loggers[0] if loggers and trainer.is_global_zero else None
+def _loggers(trainer: Trainer) -> list[Logger]:
+    return trainer.loggers if trainer.is_global_zero else []

@@ -80,6 +80,19 @@ def test_each_epoch_has_every_image_once_in_a_new_order() -> None:
     assert not torch.equal(first[0], second[0])
 
 
+@pytest.mark.parametrize(("batch_size", "last"), [(47, 47), (46, 29), (1316, 1316), (1317, 1317), (1, 1)])
+def test_a_last_batch_of_one_image_is_left_out(batch_size: int, last: int) -> None:
+    sizes = [len(raw.batch[1]) for raw in module(batch_size=batch_size).train_dataloader()]
+    assert sizes == [batch_size] * (len(sizes) - 1) + [last]
+    assert 1317 - sum(sizes) == (batch_size in (47, 1316))
+
+
+def test_every_process_needs_an_image() -> None:
+    assert [len(images) for images in shards(module(val_size=2), "val_dataloader", 2)] == [1, 1]
+    with pytest.raises(InputError, match="2 processes need 2 or more val images, but digits has 1"):
+        shards(module(val_size=1), "val_dataloader", 2)
+
+
 def test_order_and_augmentation_depend_on_seed_and_epoch_only() -> None:
     augment = Augmentation(elastic=1.0)
     first, again = (epoch(module(augment=augment, seed=3), 5) for _ in range(2))
