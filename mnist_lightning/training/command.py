@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
@@ -30,9 +30,11 @@ from mnist_lightning.runs.checkpoint import find_checkpoint, read_checkpoint
 from mnist_lightning.runs.run import LOGS, Run
 from mnist_lightning.runs.writing import explain_disk_error, write_predictions
 from mnist_lightning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from mnist_lightning.training.progress import CalmProgressBar
+from mnist_lightning.training.layers import LayerTable
+from mnist_lightning.training.progress import progress_callback
 from mnist_lightning.training.recording import RunConfig, RunRecorder
 from mnist_lightning.training.reproducibility import ReproducibleEpochs
+from mnist_lightning.training.result import Result
 from mnist_lightning.training.tensorboard import RunLogger, TensorBoardFigures
 
 _MAX_DEVICES = 1024  # on CPUs, Lightning would start any number of processes
@@ -178,8 +180,11 @@ class CLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         given = trainer["callbacks"] or []
         callbacks: list[Callback] = []
-        if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
-            callbacks.append(CalmProgressBar())
+        if not any(isinstance(c, ProgressBar) for c in given):
+            callbacks.append(progress_callback(trainer["enable_progress_bar"] is not False))
+            kwargs["enable_progress_bar"] = isinstance(callbacks[0], ProgressBar)
+        if trainer["enable_model_summary"] is not False and not any(isinstance(c, ModelSummary) for c in given):
+            callbacks.append(LayerTable())
         if self.subcommand == "fit":
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
             self.recorder = RunRecorder(self._get(self.config_init, "experiment"), seed)
@@ -237,8 +242,10 @@ class CLI(LightningCLI):
         if not tested:  # checkpoints are off
             return
         self.trainer.test(self.model, self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
-        self._print(metrics_table(self.recorder.metrics, f"{self.recorder.experiment}: {self._title()}"))
-        self._print(self.trainer.log_dir)
+        folder = self.trainer.log_dir
+        if self.trainer.is_global_zero and folder is not None:
+            explain = "connectivity" if isinstance(self.model, models.GNN) else "gradcam"
+            self._print(Result(self.recorder.metrics, Run(folder).summary, Path(folder), explain))
 
     def after_validate(self) -> None:
         """Prints the metrics."""
