@@ -3,6 +3,7 @@
 import base64
 import csv
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ if TYPE_CHECKING:  # `VERB --help` answers before these are imported
 _PACKAGE = Path(__file__).parents[1]
 _NAME_WIDTH = 22  # of a name in a narrow table, in which longer names are wrapped
 _PIPE_WIDTH = 10_000  # scripts read whole lines and tables
-_WORDS = {"break_long_words": False, "break_on_hyphens": False}
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ class Table:
         longest = max(map(cell_len, names))
         widths = [min(longest, _NAME_WIDTH)]
         for header, *cells in others:
-            word = max(map(cell_len, header.split()), default=0)
+            word = max(map(cell_len, _glued(header).split(" ")))
             widths.append(max(min(word, _NAME_WIDTH), *map(cell_len, cells), 0))
         ends = [width + 2 * index for index, width in enumerate(accumulate(widths))]
         count = sum(end <= available for end in ends)
         if count < len(widths):
             if self.narrow == 0:
                 return []
-            count = max(2, count if self.narrow is None else self.narrow)
+            count = max(2, min(count, self.narrow or count))
         widths = widths[:count]
         widths[0] = min(longest, max(8, widths[0] + available - ends[len(widths) - 1]))
         return widths
@@ -110,8 +110,7 @@ class Table:
 
 def line(text: str, options: "ConsoleOptions", indent: str = "") -> "Text":
     """Wraps a line between words. Paths stay whole, even if they are longer than the terminal is wide."""
-    width = options.max_width
-    return unbroken(textwrap.fill(text, width, initial_indent=indent, subsequent_indent=f"{indent}  ", **_WORDS))
+    return unbroken("\n".join(_wrapped(text, options.max_width, indent, f"{indent}  ")))
 
 
 def unbroken(text: str) -> "Text":
@@ -127,13 +126,24 @@ def _folded(text: str, width: int, indent: str = "") -> str:
 
     if cell_len(text) <= width:
         return text
-    lines = textwrap.wrap(text, width, subsequent_indent=indent, **_WORDS)
     return "\n".join(
         each
         if cell_len(each) <= width
         else f"{set_cell_size(each, (width - 1) // 2)}…{set_cell_size(each[::-1], width // 2)[::-1]}"
-        for each in lines
+        for each in _wrapped(text, width, "", indent)
     )
+
+
+def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
+    words = textwrap.TextWrapper(
+        width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+    return [each.replace("\u00a0", " ") for each in words.wrap(_glued(text))]
+
+
+def _glued(text: str) -> str:
+    """Binds numbers to their percent and equals signs with spaces that are not wrapped."""
+    return re.sub(" (?=[%=])|(?<==) ", "\u00a0", text)
 
 
 @dataclass(frozen=True)

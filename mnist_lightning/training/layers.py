@@ -3,7 +3,6 @@
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelSummary
-from lightning.pytorch.utilities.model_summary import get_human_readable_count
 
 from mnist_lightning.evaluation.page import Table, print_result
 
@@ -25,7 +24,7 @@ class LayerTable(ModelSummary):
         shown = {"layer": "Name", "class": "Type", "parameters": "Params", "output": "Out sizes"}
         header = [name for name, key in shown.items() if key in columns]
         rows = list(zip(*(columns[shown[name]] for name in header), strict=True))
-        title = f"{get_human_readable_count(total_parameters)} parameters, {model_size:.1f} MB"
+        title = f"{total_parameters:,} parameters, {model_size:.1f} MB"
         if trainable_parameters < total_parameters:
-            title += f", {get_human_readable_count(trainable_parameters)} of them are trained"
+            title += f", {trainable_parameters:,} of them are trained"
         print_result(Table(title, header, rows))

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import (
 )
 from rich import get_console
 from rich.progress import ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from mnist_lightning.lean import IdleInSteps
@@ -33,14 +34,19 @@ class EpochLines(IdleInSteps):
     """Prints one line an epoch, in the first process."""
 
     def __init__(self) -> None:
-        self._epoch: int | None = None
+        self._epoch = 0
         self._since = 0.0
         self._is_validated = False
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock: a training that is resumed in the middle of an epoch has no `on_train_epoch_start`."""
+        self._epoch, self._since, self._is_validated = trainer.current_epoch, time.monotonic(), False
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the line of the previous epoch: its last metrics are logged after `on_train_epoch_end`."""
-        self._print(trainer)
-        self._epoch, self._since, self._is_validated = trainer.current_epoch, time.monotonic(), False
+        if trainer.current_epoch > self._epoch:
+            self._print(trainer)
+            self.on_train_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that the validation metrics are those of this epoch."""
@@ -49,15 +55,14 @@ class EpochLines(IdleInSteps):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the line of the last epoch."""
         self._print(trainer)
-        self._epoch = None
 
     def _print(self, trainer: Trainer) -> None:
-        if self._epoch is None or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
-        splits = ("train", "val") if self._is_validated else ("train",)
         metrics = grouped(trainer.callback_metrics)
+        splits = [split for split in ("train", "val") if split in metrics and (split == "train" or self._is_validated)]
+        words = [epoch_name(trainer, self._epoch), *(f"{split} {metrics[split]}" for split in splits)]
         seconds = time.monotonic() - self._since
-        words = [epoch_name(trainer, self._epoch), *(f"{split} {metrics[split]}" for split in splits if split in metrics)]
         print(*words, f"{seconds:.{0 if seconds >= 100 else 1}f} s", sep="  ", flush=True)
 
 
@@ -74,9 +79,11 @@ class CalmProgressBar(IdleInSteps, RichProgressBar):
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
         """Returns the columns left of the metrics."""
+        width = get_console().width - 70  # a terminal prints ^C behind the bar: on a new line it would break the bar
+        style, finished = self.theme.progress_bar, self.theme.progress_bar_finished
         return [
             TextColumn("{task.description}"),
-            CustomBarColumn(complete_style=self.theme.progress_bar, finished_style=self.theme.progress_bar_finished),
+            CustomBarColumn(bar_width=max(4, min(40, width)), complete_style=style, finished_style=finished),
             BatchesProcessedColumn(style=self.theme.batch_progress),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             _Speed(),
@@ -117,6 +124,8 @@ class CalmProgressBar(IdleInSteps, RichProgressBar):
         super()._init_progress(trainer)
         if self.progress is not None:
             self.progress.live.transient = True  # an interrupted training leaves no broken bar
+        if self._metric_component is not None:
+            self._metric_component._table_column = Column(no_wrap=True)  # the bar shrinks first
 
 
 class _Speed(ProgressColumn):

@@ -69,4 +69,8 @@ def _summary(run: Run) -> tuple[Table, list[str]]:
     splits = {split: Metrics(**summary[split]) for split in ("test", "val", "train") if summary.get(split)}
     names = ("parameters", "epochs", "best_epoch", "train_seconds", "device", "hyper_parameters", "versions")
     title = f"{run.name}: {summary['model']} on {run.source}, seed {summary['seed']}"
-    return metrics_table(splits, title), [f"{name.replace('_', ' ')}: {summary.get(name)}" for name in names]
+    return metrics_table(splits, title), [f"{name.replace('_', ' ')}: {_words(summary.get(name))}" for name in names]
+
+
+def _words(value: object) -> str:
+    return ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else str(value)
