@@ -22,7 +22,7 @@ class Result:
 
     Attributes:
         metrics: Metrics of the tested checkpoint by split; at least `test`.
-        facts: Facts about the run, as in `summary.json`.
+        facts: Facts about the run, as in `Run.summary`.
         folder: Folder of the run. None for a run without one.
         explain: Verb that explains the model's predictions.
     """
