@@ -82,8 +82,7 @@ def test_fit_by_config(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     fit("--config", str(CONFIGS / f"{name}.yaml"), "--trainer.limit_train_batches", "2")
     out, err = capsys.readouterr()
     assert "digits" in out
-    assert "accuracy" in out
-    assert all(f"│ {digit} " in out for digit in range(10))
+    assert "test accuracy " in out
     assert Path("lightning_logs", name, "version_0", "summary.json").is_file()
     assert "💡" not in out + err
     assert "warning" not in err.lower()

@@ -133,8 +133,9 @@ def test_two_processes_measure_the_same_as_one(gnn: Path, run: Run, capsys: pyte
     checkpoint = f"--ckpt_path={gnn}"
     capsys.readouterr()
     main(["test", checkpoint])
-    table = re.compile(r"│ .*│")
+    table = re.compile(r"^(?:\d|accuracy|loss) .*\d", re.MULTILINE)
     one, two = capsys.readouterr().out, run("test", checkpoint, *DDP)
+    assert len(table.findall(one)) == 12
     assert table.findall(one) == table.findall(two)
     assert "360" in one
 

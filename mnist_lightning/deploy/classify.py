@@ -78,9 +78,9 @@ class Answers:
             "file": [answer.file for answer in self.answers],
             "digit": [answer.digit for answer in self.answers],
             "confidence": [f"{100 * answer.confidence:.1f} %" for answer in self.answers],
+            "remark": [answer.remark for answer in self.answers],
             "runner-up": [f"{answer.runner_up} ({100 * answer.runner_up_confidence:.1f} %)" for answer in self.answers],
             "votes": [" ".join(map(str, answer.votes)) for answer in self.answers],
-            "remark": [answer.remark for answer in self.answers],
         }
         if len(self.models) == 1:
             del columns["votes"]

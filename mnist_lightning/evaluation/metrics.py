@@ -54,7 +54,7 @@ def metrics_table(splits: dict[str, Metrics], title: str) -> Table:
     """Makes a table with four columns per split: one row per digit, then accuracy and loss.
 
     Args:
-        splits: Metrics by the name of the split.
+        splits: Metrics by the name of the split. On a narrow terminal only the first is shown.
         title: Title of the table.
     """
     columns = [["digit", *map(str, range(CLASSES)), "accuracy", "loss"]]
@@ -68,4 +68,4 @@ def metrics_table(splits: dict[str, Metrics], title: str) -> Table:
             [f"{name} support", *(f"{count:,}" for count in split.support), f"{sum(split.support):,}", ""],
         ]
     header, *rows = zip(*columns, strict=True)
-    return Table(title, header, rows)
+    return Table(title, header, rows, narrow=5)

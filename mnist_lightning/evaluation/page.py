@@ -2,10 +2,14 @@
 
 import base64
 import csv
+import os
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO, StringIO
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +18,12 @@ from mnist_lightning.files import write_whole
 if TYPE_CHECKING:  # `VERB --help` answers before these are imported
     from jinja2 import Environment
     from matplotlib.figure import Figure
-    from rich.console import RenderableType
-    from rich.table import Table as RichTable
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.text import Text
 
 _PACKAGE = Path(__file__).parents[1]
+_NAME_WIDTH = 22  # of a name in a narrow table, in which longer names are wrapped
+_PIPE_WIDTH = 10_000  # scripts read whole lines and tables
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,15 @@ class Table:
     Attributes:
         title: Stands above the table.
         header: Names of the C columns.
-        rows: Cells [R, C]. The first column is left-aligned, the others are right-aligned.
+        rows: Cells [R, C]. The first column is text and left-aligned, the others are right-aligned.
+        narrow: Number of columns on a terminal that is too narrow for all of them; 0 leaves the table out. None for as
+            many as fit, from the left, so sort columns by importance.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
+    narrow: int | None = None
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown.
@@ -56,16 +65,85 @@ class Table:
         csv.writer(text).writerows([self.header, *self.rows])
         return text.getvalue()
 
-    def __rich__(self) -> "RichTable":
+    def __rich_console__(self, _: Any, options: "ConsoleOptions") -> "Iterator[RenderableType]":
+        """Fits the table to the terminal. Names and headers are wrapped between words; numbers never are."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=Text(self.title), title_justify="left")
-        for index, name in enumerate(self.header):
-            table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
-        return table
+        columns = [[str(cell) for cell in column] for column in zip(self.header, *self.rows, strict=True)]
+        widths = self._widths(columns, options.max_width)
+        if not widths:
+            yield line(f"{self.title}: too wide for this terminal, see the page", options)
+            return
+        table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+        headers = [_folded(header, width) for (header, *_), width in zip(columns, widths, strict=False)]
+        height = max(header.count("\n") for header in headers)
+        for index, header in enumerate(headers):
+            aligned = "\n" * (height - header.count("\n")) + header
+            table.add_column(Text(aligned), justify="right" if index else "left", no_wrap=True)
+        for name, *numbers in zip(*(cells for _, *cells in columns[: len(widths)]), strict=True):
+            table.add_row(*map(Text, (_folded(name, widths[0], indent="  "), *numbers)))
+        yield line(self.title, options)
+        yield table
+
+    def _widths(self, columns: Sequence[Sequence[str]], available: int) -> list[int]:
+        """Returns the widths of the columns that fit, two spaces apart. The first column gets the rest of the space."""
+        from rich.cells import cell_len
+
+        names, *others = columns
+        longest = max(map(cell_len, names))
+        widths = [min(longest, _NAME_WIDTH)]
+        for header, *cells in others:
+            word = max(map(cell_len, _glued(header).split(" ")))
+            widths.append(max(min(word, _NAME_WIDTH), *map(cell_len, cells), 0))
+        ends = [width + 2 * index for index, width in enumerate(accumulate(widths))]
+        count = sum(end <= available for end in ends)
+        if count < len(widths):
+            if self.narrow == 0:
+                return []
+            count = max(2, min(count, self.narrow or count))
+        widths = widths[:count]
+        widths[0] = min(longest, max(8, widths[0] + available - ends[len(widths) - 1]))
+        return widths
+
+
+def line(text: str, options: "ConsoleOptions", indent: str = "") -> "Text":
+    """Wraps a line between words. Paths stay whole, even if they are longer than the terminal is wide."""
+    return unbroken("\n".join(_wrapped(text, options.max_width, indent, f"{indent}  ")))
+
+
+def unbroken(text: str) -> "Text":
+    """Keeps a line whole, even if it is longer than the terminal is wide: paths and commands are copied."""
+    from rich.text import Text
+
+    return Text(text, no_wrap=True, overflow="ignore")
+
+
+def _folded(text: str, width: int, indent: str = "") -> str:
+    """Wraps a name between words. A longer word loses its middle, because the end of a path tells most."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
+        return text
+    return "\n".join(
+        each
+        if cell_len(each) <= width
+        else f"{set_cell_size(each, (width - 1) // 2)}…{set_cell_size(each[::-1], width // 2)[::-1]}"
+        for each in _wrapped(text, width, "", indent)
+    )
+
+
+def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
+    words = textwrap.TextWrapper(
+        width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+    return [each.replace("\u00a0", " ") for each in words.wrap(_glued(text))]
+
+
+def _glued(text: str) -> str:
+    """Binds numbers to their percent and equals signs with spaces that are not wrapped."""
+    return re.sub(" (?=[%=])|(?<==) ", "\u00a0", text)
 
 
 @dataclass(frozen=True)
@@ -84,17 +162,13 @@ class Report:
     lines: Sequence[str]
     left_out: Sequence[str]
 
-    def __rich_console__(self, *_: Any) -> "Iterator[RenderableType]":
-        from functools import partial
-
-        from rich.text import Text
-
-        # Lines and paths are not wrapped, so that scripts can read them.
-        line = partial(Text, no_wrap=True, overflow="ignore")
-        yield from (line(f"left out: {problem}") for problem in self.left_out)
-        yield from self.tables
-        yield from (line(f"  {text}") for text in self.lines)
-        yield line(str(self.page))
+    def __rich_console__(self, _: Any, options: "ConsoleOptions") -> "Iterator[RenderableType]":
+        yield from (line(f"left out: {problem}", options) for problem in self.left_out)
+        for table in self.tables:
+            yield table
+            yield ""
+        yield from (line(text, options, indent="  ") for text in self.lines)
+        yield unbroken(str(self.page))
 
 
 @dataclass(frozen=True)
@@ -169,7 +243,7 @@ def print_result(result: object) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:  # a pipe or a file has no width
-        console.width = 240
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
     is_text = not hasattr(result, "__rich__") and not hasattr(result, "__rich_console__")
     console.print(str(result) if is_text else result, soft_wrap=is_text, markup=False, crop=False)

@@ -14,6 +14,25 @@ Correct = NDArray[np.bool_]
 Float = NDArray[np.floating[Any]]
 
 
+FEW_PAIRS = 15  # of six models
+
+
+def wilson_interval(correct: int, images: int) -> tuple[float, float]:
+    """Computes the 95 % confidence interval of an accuracy over test images (Wilson 1927).
+
+    Args:
+        correct: Number of correctly classified images.
+        images: Number of images.
+
+    Example:
+        >>> low, high = wilson_interval(9_900, 10_000)
+        >>> round(low, 4), round(high, 4)
+        (0.9879, 0.9918)
+    """
+    low, high = binomtest(correct, images).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
 def mcnemar(first: Correct, second: Correct) -> float:
     """Computes McNemar's exact test (McNemar 1947) for two models on the same images.
 
@@ -110,6 +129,21 @@ def compare_pairs(
             verdict = f"{better} is better than {other}{gain} {points}, n = {n}"
         pairs.append(Pair(names[i], names[j], difference, low, high, p, better, verdict))
     return pairs
+
+
+def verdicts(pairs: Sequence[Pair], best: str) -> list[str]:
+    """Describes all pairs of a few models. For many models, one line names those that may be as good as the best.
+
+    Args:
+        pairs: All pairs of the models.
+        best: Name of the best model.
+    """
+    if len(pairs) <= FEW_PAIRS:
+        return [str(pair) for pair in pairs]
+    tied = [pair for pair in pairs if best in (pair.first, pair.second) and pair.better is None]
+    names = "; ".join(pair.second if pair.first == best else pair.first for pair in tied)
+    verdict = f"not distinguishable from {best}, the best: {names}" if tied else f"{best} is better than all others"
+    return [f"{verdict}. All {len(pairs)} pairs are on the page."]
 
 
 def bootstrapped_accuracies(groups: Sequence[Correct | Float], draws: int = 2_000, seed: int = 0) -> Float:

@@ -17,7 +17,14 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy
@@ -29,6 +36,7 @@ from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError, StoppedError, one_line
 from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
 from mnist_lightning.evaluation.page import print_result
+from mnist_lightning.models import GNN
 from mnist_lightning.runs.checkpoint import data_in, find_checkpoint, read_checkpoint
 from mnist_lightning.runs.resuming import check_data, check_processes, is_unfinished
 from mnist_lightning.runs.run import LOGS, Run
@@ -37,9 +45,11 @@ from mnist_lightning.training.callbacks import record
 from mnist_lightning.training.checkpoints import BestCheckpoint, LastCheckpoint, write_atomically
 from mnist_lightning.training.failures import fails_first, refusal
 from mnist_lightning.training.finetuning import InitialWeights
+from mnist_lightning.training.layers import LayerTable
 from mnist_lightning.training.parser import TrainerParser, check_settings
-from mnist_lightning.training.progress import CalmProgressBar
+from mnist_lightning.training.progress import progress_callback
 from mnist_lightning.training.recording import RunConfig, RunRecorder
+from mnist_lightning.training.result import Result
 from mnist_lightning.training.stopping import StopSignals
 from mnist_lightning.training.tensorboard import RunLogger
 
@@ -215,8 +225,11 @@ class CLI(LightningCLI):
                 "BatchSizeFinder is not supported, because its size is not in the config; set --data.batch_size"
             )
         callbacks: list[Callback] = []
-        if trainer["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
-            callbacks.append(CalmProgressBar())
+        if not any(isinstance(c, ProgressBar) for c in given):
+            callbacks.append(progress_callback(trainer["enable_progress_bar"] is not False))
+            kwargs["enable_progress_bar"] = isinstance(callbacks[0], ProgressBar)
+        if trainer["enable_model_summary"] is not False and not any(isinstance(c, ModelSummary) for c in given):
+            callbacks.append(LayerTable())
         if self.subcommand == "fit":
             seed = False if self._get(self.config_init, "seed_everything") is False else None
             recorded = record(self._get(self.config_init, "experiment"), seed)
@@ -323,8 +336,14 @@ class CLI(LightningCLI):
         self.trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # the report is of the training
         tested = self.best.best_model_path or self.last.best_model_path or None
         self.trainer.test(self.model, self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
-        self._print(metrics_table(self.recorder.metrics, f"{self.recorder.experiment}: {self._title()}"))
-        self._print("Nothing was kept, because --trainer.logger is false." if self.temporary else self.trainer.log_dir)
+        if not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.log_dir or ".")
+        explain = "connectivity" if isinstance(self.model, GNN) else "gradcam"
+        kept = None if self.temporary else folder
+        self._print(Result(self.recorder.metrics, Run(folder).summary, kept, explain))
+        if self.temporary:
+            self._print("Nothing was kept, because --trainer.logger is false.")
 
     def after_validate(self) -> None:
         """Prints the metrics."""

@@ -1,6 +1,7 @@
 """`mnist-lightning classify`: answers, doubts, the contact sheet and error messages."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,21 @@ def test_table(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[st
     assert "runner-up" in output
     assert "votes" not in output
     assert "7.png" in output.replace("\n", "")
+
+
+def test_table_of_long_names_and_three_models(
+    checkpoint: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [checkpoint, *(saved(Nearest(), tmp_path / name) for name in ("second", "third"))]
+    (pictures / "7.png").rename(pictures / f"{116 * '7'}.png")
+    (pictures / "3.png").rename(pictures / "page 3 of 12 (2024-05-01), the third digit.png")
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["classify", *models, pictures.name])
+    output = capsys.readouterr().out
+    lines = output[output.index("file ") :].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(re.findall(r"  \d +\d+\.\d %  .* \d \(\d+\.\d %\)  \d \d \d$", "\n".join(lines), re.MULTILINE)) == 10
+    assert all(model in output for model in models)
 
 
 def test_unreadable_files_are_reported_and_the_others_classified(

@@ -21,6 +21,7 @@ def test_table_has_four_columns_per_split() -> None:
     table = metrics_table({"train": result, "val": result}, "MLP on digits")
     columns = dict(zip(table.header, zip(*table.rows, strict=True), strict=True))
     assert table.title == "MLP on digits"
+    assert table.narrow == 5  # the digits and the first split
     assert list(columns) == [
         "digit",
         *(f"{s} {c}" for s in ("train", "val") for c in ("precision", "recall", "F1", "support")),

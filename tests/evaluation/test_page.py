@@ -1,9 +1,11 @@
 import csv
+import re
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from rich.cells import cell_len
 
 from mnist_lightning.evaluation.page import Report, Table, picture, print_result, render
 
@@ -22,6 +24,53 @@ def test_report_on_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1] == "Runs [b]"
     assert any("<i>lenet</i> [red]" in line for line in lines)
     assert lines[-2:] == ["  a is better than b [1]", str(page)]
+
+
+NAME = "densenet, label_smoothing 0.05, weight_decay 0.07"
+NUMBERS = ["99.20 ± 0.28", "98.80 to 99.19", "99.55 %", "235,914", "0.0312"]
+WIDE = Table(
+    f"Answers of {'runs/' * 30}version_0",
+    ["model", "test accuracy %", "95 % interval", "validation accuracy", "parameters", "loss"],
+    [[name, *NUMBERS] for name in (NAME, "a" * 40 + "/" + "b" * 79, "数字" * 30)],
+)
+
+
+@pytest.mark.parametrize(("width", "columns"), [(40, 2), (60, 3), (80, 5), (120, 6)])
+def test_a_terminal_shows_the_columns_that_fit(
+    width: int, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_result(WIDE)
+    title, path, *lines = capsys.readouterr().out.splitlines()
+    assert [title, path.strip()] == ["Answers of", f"{'runs/' * 30}version_0"]  # to copy
+    assert max(cell_len(line) for line in lines) <= width
+    text = "\n".join(lines)
+    for index, number in enumerate(NUMBERS, start=2):
+        assert text.count(number) == (3 if index <= columns else 0)
+    assert set(NAME.split()) <= set(text.split())  # wrapped between words
+    assert re.search(r"aaa…b+ ", text) or width == 120
+
+
+def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_result(WIDE)
+    lines = capsys.readouterr().out.splitlines()
+    for name, *_ in WIDE.rows:
+        (line,) = (line for line in lines if line.startswith(name))
+        assert all(number in line for number in NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("narrow", "row"), [(None, "clean  10  20  30  40"), (2, "clean  10"), (0, "  page")], ids=["many", "few", "none"]
+)
+def test_columns_of_a_narrow_terminal(
+    narrow: int | None, row: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table("Errors", ["", *"abcde"], [["clean", 10, 20, 30, 40, 50]], narrow)
+    for width, expected in ((24, row), (25, "clean  10  20  30  40  50")):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_result(table)
+        assert capsys.readouterr().out.splitlines()[-1].endswith(expected)
 
 
 def test_print_a_path(capsys: pytest.CaptureFixture[str]) -> None:

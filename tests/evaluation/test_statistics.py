@@ -1,11 +1,14 @@
 """Compares the statistics with those of statsmodels, SciPy and torchmetrics."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from mnist_lightning.evaluation import statistics as statistics
@@ -23,6 +26,30 @@ def test_mcnemar(first: float, second: float) -> None:
     table = [[(one & two).sum(), (one & ~two).sum()], [(~one & two).sum(), (~one & ~two).sum()]]
     assert statistics.mcnemar(one, two) == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue)
     assert statistics.mcnemar(one, two) == statistics.mcnemar(two, one)
+
+
+@pytest.mark.parametrize("correct", [0, 9, 9_900, 10_000])
+def test_wilson_interval(correct: int) -> None:
+    expected = proportion_confint(correct, 10_000, method="wilson")
+    assert statistics.wilson_interval(correct, 10_000) == pytest.approx(expected)
+
+
+def test_many_models_get_one_verdict() -> None:
+    def verdicts(values: Sequence[float]) -> list[str]:
+        names = [f"m{index}" for index in range(len(values))]
+        samples = np.array(values)[:, None] + RANDOM.normal(0, 0.001, (len(values), 500))
+        p_values = [0.0] * (len(values) * (len(values) - 1) // 2)
+        return statistics.verdicts(
+            statistics.compare_pairs(names, [np.array([value]) for value in values], samples, p_values), "m1"
+        )
+
+    assert len(verdicts([0.9, 0.99, 0.9895, 0.8, 0.7, 0.6])) == 15  # a line per pair
+    assert verdicts([0.9, 0.99, 0.9895, 0.8, 0.7, 0.6, 0.989]) == [
+        "not distinguishable from m1, the best: m2; m6. All 21 pairs are on the page."
+    ]
+    assert verdicts([0.9, 0.99, 0.8, 0.7, 0.6, 0.5, 0.4]) == [
+        "m1 is better than all others. All 21 pairs are on the page."
+    ]
 
 
 def test_mcnemar_of_equal_predictions() -> None:

@@ -99,6 +99,11 @@ class Comparison:
         """Names of the models."""
         return [row.name for row in self.rows]
 
+    @property
+    def best(self) -> str:
+        """Name of the model with the highest test accuracy."""
+        return max(self.rows, key=lambda row: row.test_accuracy).name
+
 
 def compare(runs: Sequence[Run]) -> list[Comparison]:
     """Compares the models on each test set.
@@ -233,10 +238,10 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "seconds": lambda row: _number(row.train_seconds, ".0f"),
     "images/s": lambda row: _number(row.images_per_second, ",.0f"),
 }
-# The columns that fit on a terminal.
+# For terminals, the most important first.
 MAIN_COLUMNS = (
-    *("model", "n", "test accuracy %", "95 % interval", "test loss", "validation %", "train %"),
-    *("calibration error %", "parameters", "epochs", "seconds"),
+    *("model", "n", "test accuracy %", "95 % interval", "validation %", "parameters", "seconds"),
+    *("train %", "test loss", "calibration error %", "epochs"),
 )
 
 

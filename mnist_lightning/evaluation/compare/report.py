@@ -32,6 +32,7 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> 
 
     from mnist_lightning.evaluation.compare.comparison import MAIN_COLUMNS, compare, ensembles, raw_table, results_table
     from mnist_lightning.evaluation.compare.figures import draw_all
+    from mnist_lightning.evaluation.statistics import verdicts
 
     finished, left_out = finished_runs(runs)
     comparisons = compare([*finished, *ensembles(finished)] if ensemble else finished)
@@ -49,7 +50,7 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> 
     write_whole(folder / "table.md", "\n".join(markdown).encode())
     write_whole(folder / "index.html", page.encode())
     tables = [results_table(comparison, MAIN_COLUMNS) for comparison in comparisons]
-    lines = [str(pair) for comparison in comparisons for pair in comparison.pairs]
+    lines = [line for each in comparisons for line in verdicts(each.pairs, each.best)]
     if len(finished) == 1:
         table, lines = _summary(finished[0])
         tables.append(table)
@@ -65,7 +66,11 @@ def _summary(run: Run) -> tuple[Table, list[str]]:
     from mnist_lightning.evaluation.metrics import Metrics, metrics_table
 
     summary = run.summary
-    splits = {split: Metrics(**summary[split]) for split in ("train", "val", "test") if summary.get(split)}
+    splits = {split: Metrics(**summary[split]) for split in ("test", "val", "train") if summary.get(split)}
     names = ("parameters", "epochs", "best_epoch", "train_seconds", "device", "hyper_parameters", "versions")
     title = f"{run.name}: {summary['model']} on {run.source}, seed {summary['seed']}"
-    return metrics_table(splits, title), [f"{name.replace('_', ' ')}: {summary.get(name)}" for name in names]
+    return metrics_table(splits, title), [f"{name.replace('_', ' ')}: {_words(summary.get(name))}" for name in names]
+
+
+def _words(value: object) -> str:
+    return ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else str(value)

@@ -207,6 +207,11 @@ class Robustness:
         """Mean error rate of each model over the 15 published conditions, [n]."""
         return [errors[:, self.published].mean(axis=1) for errors in self.errors]
 
+    @property
+    def best(self) -> str:
+        """Name of the model with the lowest mean error rate."""
+        return min(zip(self.models, self.mean_errors, strict=True), key=lambda model: model[1].mean())[0].name
+
     @cached_property
     def mean_detections(self) -> list[list[Detection]]:
         """Mean AUROC and FPR95 of each model over its runs, for each set and score."""

@@ -75,9 +75,11 @@ def write_page(results: "Sequence[Robustness]", left_out: Sequence[str], folder:
     """
     from mnist_lightning.evaluation.robustness import tables
     from mnist_lightning.evaluation.robustness.measure import pairs, worst_corruption
+    from mnist_lightning.evaluation.statistics import FEW_PAIRS, verdicts
 
     sections = []
     all_tables: list[Table] = []
+    printed: list[Table] = []
     lines: list[str] = []
     for number, one in enumerate(results, start=1):
         shown = tables.error_table(one), tables.calibration_table(one), tables.unknown_table(one)
@@ -86,7 +88,9 @@ def write_page(results: "Sequence[Robustness]", left_out: Sequence[str], folder:
         prefix = f"{number}-" if number > 1 else ""
         sections.append((one, *shown, worst, compared, *_pictures(one, folder, prefix)))
         all_tables += shown
-        lines += [*worst, *map(str, compared)]
+        printed += [tables.ranking_table(one), *shown]
+        lines += worst if len(compared) <= FEW_PAIRS else []
+        lines += verdicts(compared, one.best)
     runs = sum(len(model.runs) for one in results for model in one.models)
     page = render(
         "evaluation/templates/robustness.html", runs=runs, left_out=left_out, mnist_c=mnist_c, sections=sections
@@ -95,7 +99,7 @@ def write_page(results: "Sequence[Robustness]", left_out: Sequence[str], folder:
     write_whole(folder / "unknowns.csv", tables.raw_detections(results).csv().encode())
     write_whole(folder / "table.md", "\n".join(table.markdown() for table in all_tables).encode())
     write_whole(folder / "index.html", page.encode())
-    return Report(folder / "index.html", all_tables, lines, left_out)
+    return Report(folder / "index.html", printed, lines, left_out)
 
 
 def _pictures(results: "Robustness", folder: Path, prefix: str) -> list[list[Picture]]:

@@ -10,6 +10,22 @@ from mnist_lightning.evaluation.robustness.measure import SEVERITIES, Robustness
 from mnist_lightning.evaluation.statistics import Float
 
 
+def ranking_table(results: Robustness) -> Table:
+    """Makes a table of the main results: one row per model, the lowest mean error first."""
+    rows = [
+        (
+            str(results.models[m]),
+            _mean(results.mean_errors[m]),
+            f"{100 * results.intervals[m, 0]:.2f} to {100 * results.intervals[m, 1]:.2f}",
+            *_means(results.errors[m : m + 1], [0]),
+            *_means(results.calibration_errors[m : m + 1], results.published),
+        )
+        for m in sorted(range(len(results.models)), key=lambda m: results.mean_errors[m].mean())
+    ]
+    title = f"{len(results.test_set.labels):,} test images of {results.test_set.source}: mean of the 15 corruptions"
+    return Table(title, ["model", "mean error %", "95 % interval", "clean error %", "calibration error %"], rows)
+
+
 def error_table(results: Robustness) -> Table:
     """Makes a table of error rates in percent: one row per corruption and one column per model."""
     intervals = (f"{100 * low:.2f} to {100 * high:.2f}" for low, high in results.intervals)
@@ -22,7 +38,7 @@ def error_table(results: Robustness) -> Table:
         rows += [[f"mean at severity {s}", *_means(results.errors, results.at_severity(s))] for s in SEVERITIES]
     images, source = len(results.test_set.labels), results.test_set.source
     title = f"{images:,} test images of {source}, corrupted as in MNIST-C: error %"
-    return Table(title, ["", *map(str, results.models)], rows)
+    return Table(title, ["", *map(str, results.models)], rows, narrow=0)
 
 
 def calibration_table(results: Robustness) -> Table:
@@ -34,7 +50,7 @@ def calibration_table(results: Robustness) -> Table:
         ["mean of the 15, temperature-scaled", *_means(results.scaled_errors, results.published)],
         ["temperature", *(_mean(np.array(model.temperatures, float), 1) for model in results.models)],
     ]
-    return Table("Expected calibration error %", ["", *map(str, results.models)], rows)
+    return Table("Expected calibration error %", ["", *map(str, results.models)], rows, narrow=0)
 
 
 def unknown_table(results: Robustness) -> Table:
@@ -43,7 +59,7 @@ def unknown_table(results: Robustness) -> Table:
         [f"{row[0].set}, {row[0].score}", *(f"{100 * cell.auroc:.2f} / {100 * cell.fpr95:.2f}" for cell in row)]
         for row in zip(*results.mean_detections, strict=True)
     ]
-    return Table("Pictures without digits: AUROC % / FPR95 %", ["", *map(str, results.models)], rows)
+    return Table("Pictures without digits: AUROC % / FPR95 %", ["", *map(str, results.models)], rows, narrow=0)
 
 
 def _means(shares: Sequence[Float], conditions: Sequence[int]) -> list[str]:

@@ -117,10 +117,49 @@ def test_names_are_shown_as_text(tmp_path: Path) -> None:
         assert "<b>" not in page
 
 
+def test_many_models_on_a_narrow_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.arange(1000) % 10
+    for model in range(10):
+        summary = {
+            "experiment": f"densenet, label_smoothing 0.0{model}, weight_decay 0.07",
+            "source": "digits",
+            "seed": 0,
+        }
+        logits = np.eye(10, dtype=np.float32)[np.where(np.arange(1000) < 10 + 60 * model, (labels + 1) % 10, labels)]
+        accuracy = {"accuracy": 0.99 - 0.06 * model}
+        (tmp_path / "runs" / str(model)).mkdir(parents=True)
+        write_results(
+            Run(tmp_path / "runs" / str(model)), {**summary, "test": accuracy, "val": accuracy}, logits, labels
+        )
+    monkeypatch.setattr("mnist_lightning.evaluation.compare.figures.draw_all", lambda _: [])
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["compare", "runs"])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    for model in range(10):
+        assert f"label_smoothing 0.0{model}," in printed
+        assert printed.count(f" {99 - 6 * model}.00 ") >= 2  # test and validation accuracy
+    assert "is better than all others. All 45 pairs are on the page." in " ".join(printed.split())
+    assert printed.count("better") == 1
+    assert Path("report/index.html").read_text().count("<li>densenet") == 45
+
+
 @pytest.mark.slow
-def test_summary_of_a_single_run(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_of_a_single_run(
+    logs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["compare", str(logs / "lenet5" / "version_1")])
+    narrow = capsys.readouterr().out
+    assert narrow.count("precision") == 1  # the test images only
+    assert max(map(len, narrow.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "120")
     main(["compare", str(logs / "lenet5" / "version_1")])
     printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 120
+    assert printed.count("precision") == 3
     text = Path("report/summary.txt").read_text()
     for expected in ("lenet5: LeNet5 on digits, seed 1", "parameters: 61706"):
         assert expected in text

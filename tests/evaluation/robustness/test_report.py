@@ -18,7 +18,7 @@ from mnist_lightning import InputError, load
 from mnist_lightning.data.corruptions import CORRUPTIONS, PUBLISHED, corrupt
 from mnist_lightning.data.sources import read
 from mnist_lightning.evaluation.calibration import calibrate
-from mnist_lightning.evaluation.page import Report
+from mnist_lightning.evaluation.page import Report, Table
 from mnist_lightning.evaluation.robustness.report import measure_robustness
 from mnist_lightning.files import save_tensors
 from mnist_lightning.runs.checkpoint import CALIBRATION, read_checkpoint
@@ -103,6 +103,7 @@ def test_page_is_complete_and_self_contained(folder: Path, runs: Path) -> None:
 def test_report_has_tables_and_sentences(measured: tuple[Report, str]) -> None:
     report, _ = measured
     assert [table.title.split(":")[0] for table in report.tables] == [
+        "360 test images of digits",
         "360 test images of digits, corrupted as in MNIST-C",
         "Expected calibration error %",
         "Pictures without digits",
@@ -110,6 +111,13 @@ def test_report_has_tables_and_sentences(measured: tuple[Report, str]) -> None:
     assert len(report.lines) == 3  # two models, one pair
     assert "has its highest error" in report.lines[0]
     assert report.left_out == []
+    ranking, errors, *_ = report.tables
+    assert [row[0] for row in ranking.rows] == sorted(errors.header[1:], key=lambda model: mean_error(errors, model))
+    assert [row[1] for row in ranking.rows] == [mean_error(errors, row[0]) for row in ranking.rows]
+
+
+def mean_error(errors: Table, model: str) -> Any:
+    return next(row[list(errors.header).index(model)] for row in errors.rows if row[0] == "mean of the 15")
 
 
 @pytest.mark.usefixtures("no_figures")
