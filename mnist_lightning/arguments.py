@@ -234,6 +234,8 @@ def with_configs(args: list[str]) -> list[str]:
                 raise InputError(f"there is no run or checkpoint {value}{_similar_path(value)}")
             run = Run.of(value)
             config = run.config_file if run is not None and run.config_file.is_file() else config
+    if set(_RUNS) <= set(words):
+        raise InputError("--ckpt_path continues a run, and --init_from starts another one; give one of them")
     names_model = {word.partition("=")[0] for word in words} & {"-c", "--config", "--model", "--model.class_path"}
     for flag in _RUNS:
         if flag in words:  # last, because a config has these options, too

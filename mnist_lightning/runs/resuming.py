@@ -17,7 +17,11 @@ _SKIPPED = {"config", "ckpt_path", "model.compile", "trainer.devices", "trainer.
 _SKIPPED |= {f"trainer.{name}" for name in LIMITS}
 
 
-def is_unfinished(run: Run, config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> bool:
+class FinishedError(Exception):
+    """Nothing is left to do for a run. The command line prints the message and exits with 0."""
+
+
+def check_resume(run: Run, config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
     """Checks that the arguments of `fit` continue the training of a run.
 
     Args:
@@ -25,10 +29,8 @@ def is_unfinished(run: Run, config: Mapping[str, Any], checkpoint: Mapping[str, 
         config: Arguments of `fit`, as in `config.yaml`.
         checkpoint: Content of the checkpoint to resume from.
 
-    Returns:
-        Whether anything is left to do: the run was not tested, or the training is to be longer.
-
     Raises:
+        FinishedError: If the run was tested and the training is not to be longer.
         InputError: If a setting differs, the run's folder cannot be written to, or the checkpoint was saved within an
             epoch.
     """
@@ -40,12 +42,16 @@ def is_unfinished(run: Run, config: Mapping[str, Any], checkpoint: Mapping[str, 
             f"--ckpt_path {run.folder} alone, or start another training from its weights with --init_from {run.folder}"
         )
     limits, before = _limits(config), _limits(saved)
+    schedule = checkpoint["hyper_parameters"].get("schedule", "constant")
     if run.is_finished:
         targets = ((limits["max_epochs"], run.summary.get("epochs")), (limits["max_steps"], run.summary.get("steps")))
         reached = any(target not in (None, -1) and done is not None and target <= done for target, done in targets)
         if reached or limits == before:
-            return False
-    schedule = checkpoint["hyper_parameters"].get("schedule", "constant")
+            raise FinishedError(
+                f"{run.folder} is finished: {run.summary.get('epochs')} epochs, test accuracy "
+                f"{100 * run.summary['test']['accuracy']:.2f} %. Nothing was changed. To train longer: mnist-lightning "
+                f"fit {'--ckpt_path' if schedule == 'constant' else '--init_from'} {run.folder} --trainer.max_epochs N"
+            )
     if schedule != "constant" and limits != before:
         length = ", ".join(f"{name} {before[name]}" for name in LIMITS if before[name] != limits[name])
         raise InputError(
@@ -57,7 +63,6 @@ def is_unfinished(run: Run, config: Mapping[str, Any], checkpoint: Mapping[str, 
         raise InputError(f"the checkpoint of {run.folder} was saved within an epoch and cannot be resumed; {way}")
     if run.folder is not None and not os.access(run.folder, os.W_OK):
         raise InputError(f"cannot write to {run.folder}, so it cannot be resumed; copy it to a folder of your own")
-    return True
 
 
 def check_processes(run: Run, saved: int | None, processes: int) -> None:

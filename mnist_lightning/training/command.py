@@ -9,13 +9,10 @@ from argparse import SUPPRESS
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -38,23 +35,20 @@ from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
 from mnist_lightning.evaluation.page import print_result
 from mnist_lightning.models import GNN
 from mnist_lightning.runs.checkpoint import data_in, find_checkpoint, read_checkpoint
-from mnist_lightning.runs.resuming import check_data, check_processes, is_unfinished
+from mnist_lightning.runs.resuming import FinishedError, check_data, check_processes, check_resume
 from mnist_lightning.runs.run import LOGS, Run
 from mnist_lightning.runs.writing import check_predictions_file, explain_disk_error, how_to_continue, write_predictions
 from mnist_lightning.training.callbacks import record
-from mnist_lightning.training.checkpoints import BestCheckpoint, LastCheckpoint, write_atomically
+from mnist_lightning.training.checkpoints import write_atomically
 from mnist_lightning.training.failures import fails_first, refusal
 from mnist_lightning.training.finetuning import InitialWeights
 from mnist_lightning.training.layers import LayerTable
 from mnist_lightning.training.parser import TrainerParser, check_settings
 from mnist_lightning.training.progress import progress_callback
-from mnist_lightning.training.recording import RunConfig, RunRecorder
+from mnist_lightning.training.recording import RunConfig, RunRecorder, checkpoint_to_test
 from mnist_lightning.training.result import Result
-from mnist_lightning.training.stopping import StopSignals
+from mnist_lightning.training.stopping import StopSignals, without_requeue
 from mnist_lightning.training.tensorboard import RunLogger
-
-_Kind = TypeVar("_Kind")
-_MAX_DEVICES = 1024  # on CPUs, Lightning would start any number of processes
 
 
 def run(args: list[str]) -> None:
@@ -72,7 +66,7 @@ def run(args: list[str]) -> None:
     logging.getLogger("lightning.pytorch.tuner").setLevel(logging.CRITICAL)  # RunRecorder reports the learning rate
     try:
         CLI(with_configs(args))
-    except _FinishedError as finished:
+    except FinishedError as finished:
         print_result(str(finished))
     except StoppedError:
         raise
@@ -181,8 +175,7 @@ class CLI(LightningCLI):
         if run is None:
             raise InputError(f"{path} is not in a run's folder; start another training from it with --init_from {path}")
         config = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
-        if not is_unfinished(run, config, checkpoint):
-            raise _FinishedError(run)
+        check_resume(run, config, checkpoint)
         self.resumed, self._checkpoint = run, checkpoint
 
     def before_instantiate_classes(self) -> None:
@@ -233,8 +226,7 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             seed = False if self._get(self.config_init, "seed_everything") is False else None
             recorded = record(self._get(self.config_init, "experiment"), seed)
-            self.recorder = _only(RunRecorder, recorded)
-            self.best, self.last = _only(BestCheckpoint, recorded), _only(LastCheckpoint, recorded)
+            self.recorder = next(callback for callback in recorded if isinstance(callback, RunRecorder))
             if (source := self._get(self.config_init, "init_from")) and not self.resumed:
                 initial = InitialWeights(source, self.model)
                 self.recorder.init_from = initial.facts
@@ -243,23 +235,13 @@ class CLI(LightningCLI):
             callbacks += [c for c in recorded if checkpoints or not isinstance(c, ModelCheckpoint)]
         callbacks.append(self.signals)
         kwargs |= self._logging(trainer["logger"], trainer["default_root_dir"])
-        kwargs["plugins"] = _without_requeue(trainer["plugins"])
+        kwargs["plugins"] = without_requeue(trainer["plugins"])
         self.trainer_defaults["callbacks"] = callbacks
-        if str(trainer["devices"]).isdigit() and int(trainer["devices"]) > _MAX_DEVICES:
-            raise InputError(f"trainer.devices must be at most {_MAX_DEVICES}, got {trainer['devices']}")
-        if trainer["barebones"] and self.subcommand == "fit":
-            raise InputError("trainer.barebones true turns off all that a run records; use lightning.Trainer in Python")
-        if trainer["limit_train_batches"] == 0:
-            raise InputError("trainer.limit_train_batches must be above 0, got 0: nothing would be trained")
         # From a command line, processes start as with ddp: spawned and forked ones cannot return what they recorded.
         if isinstance(trainer["strategy"], str):
             kwargs["strategy"] = re.sub(r"^ddp_(spawn|fork|notebook)", "ddp", trainer["strategy"])
         elif isinstance(trainer["strategy"], DDPStrategy):
             trainer["strategy"]._start_method = "popen"
-        if trainer["accumulate_grad_batches"] < 1:
-            raise InputError(
-                f"trainer.accumulate_grad_batches must be 1 or more, got {trainer['accumulate_grad_batches']}"
-            )
         try:
             instance = super().instantiate_trainer(**kwargs)
         except (TypeError, OverflowError) as error:  # raised by Lightning for a wrong number of devices
@@ -334,13 +316,16 @@ class CLI(LightningCLI):
         if self._get(self.config_init, "trainer")["fast_dev_run"]:
             return
         self.trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # the report is of the training
-        tested = self.best.best_model_path or self.last.best_model_path or None
+        tested = checkpoint_to_test(self.trainer)
         self.trainer.test(self.model, self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
-        if not self.trainer.is_global_zero:
+        folder = self.trainer.log_dir  # a broadcast, which all processes must take part in
+        if not self.trainer.is_global_zero or folder is None:
             return
-        folder = Path(self.trainer.log_dir or ".")
+        if not self.recorder.metrics:
+            self._print(f"The run was not tested, because --trainer.limit_test_batches is 0: {folder}")
+            return
         explain = "connectivity" if isinstance(self.model, GNN) else "gradcam"
-        kept = None if self.temporary else folder
+        kept = None if self.temporary else Path(folder)
         self._print(Result(self.recorder.metrics, Run(folder).summary, kept, explain))
         if self.temporary:
             self._print("Nothing was kept, because --trainer.logger is false.")
@@ -372,32 +357,6 @@ class CLI(LightningCLI):
     def _title(self) -> str:
         source = getattr(self.datamodule, "source", type(self.datamodule).__name__)
         return f"{type(self.model).__name__} on {source}"
-
-
-class _FinishedError(Exception):
-    """A run that should be resumed is finished."""
-
-    def __init__(self, run: Run) -> None:
-        schedule = run.summary.get("hyper_parameters", {}).get("schedule", "constant")
-        more = "--ckpt_path" if schedule == "constant" else "--init_from"
-        super().__init__(
-            f"{run.folder} is finished: {run.summary.get('epochs')} epochs, test accuracy "
-            f"{100 * run.summary['test']['accuracy']:.2f} %. Nothing was changed. To train longer: mnist-lightning fit "
-            f"{more} {run.folder} --trainer.max_epochs N"
-        )
-
-
-def _only(kind: type[_Kind], callbacks: list[Callback]) -> _Kind:
-    return next(callback for callback in callbacks if isinstance(callback, kind))
-
-
-def _without_requeue(plugins: Any) -> list[Any] | None:
-    """Stops Lightning from requeueing a SLURM job: its checkpoint would lie outside of the run."""
-    given = [] if plugins is None else plugins if isinstance(plugins, list) else [plugins]
-    named = any(isinstance(plugin, ClusterEnvironment) for plugin in given)
-    if not named and not TorchElasticEnvironment.detect() and SLURMEnvironment.detect():
-        given = [*given, SLURMEnvironment(auto_requeue=False)]
-    return given or None
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError, suggestion
 
 _PROFILERS = ("simple", "advanced", "pytorch", "xla")
+_MAX_DEVICES = 1024  # on CPUs, Lightning would start any number of processes
 _MAX_NAME = 200  # bytes of a folder's name; file systems accept 255
 
 
@@ -119,6 +120,14 @@ def check_settings(verb: str, experiment: str, trainer: Mapping[str, Any]) -> No
         value = trainer[name]
         if value is not None and (value == 0 or value < -1):
             raise InputError(f"trainer.{name} must be 1 or more, or -1 for no limit, got {value}")
+    if str(trainer["devices"]).isdigit() and int(trainer["devices"]) > _MAX_DEVICES:
+        raise InputError(f"trainer.devices must be at most {_MAX_DEVICES}, got {trainer['devices']}")
+    if trainer["barebones"] and verb == "fit":
+        raise InputError("trainer.barebones true turns off all that a run records; use lightning.Trainer in Python")
+    if trainer["limit_train_batches"] == 0:
+        raise InputError("trainer.limit_train_batches must be above 0, got 0: nothing would be trained")
+    if trainer["accumulate_grad_batches"] < 1:
+        raise InputError(f"trainer.accumulate_grad_batches must be 1 or more, got {trainer['accumulate_grad_batches']}")
 
 
 def _check_name(experiment: str) -> None:

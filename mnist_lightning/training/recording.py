@@ -13,7 +13,7 @@ from zlib import crc32
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from mnist_lightning.runs.checkpoint import read_checkpoint
 from mnist_lightning.runs.predictions import predict
 from mnist_lightning.runs.run import Run
 from mnist_lightning.runs.writing import write_config, write_results
-from mnist_lightning.training.checkpoints import BestCheckpoint, write_atomically
+from mnist_lightning.training.checkpoints import BestCheckpoint, LastCheckpoint, write_atomically
 
 # Settings that change the trained weights. Without a config, they tell models apart.
 _DATA_SETTINGS = ("batch_size", "val_size", "stratify", "seed", "augment")
@@ -88,7 +88,7 @@ class RunRecorder(IdleInSteps):
             raise InputError(f"a run needs a Classifier, got {type(pl_module).__name__}; use Classifier.of(module)")
         if self._trainer not in (None, trainer):
             raise InputError("these callbacks record another Trainer's run; call record() for each Trainer")
-        if _best(trainer) is not None and not trainer.loggers and Path(trainer.default_root_dir) == Path.cwd():
+        if _checkpoints(trainer) and not trainer.loggers and Path(trainer.default_root_dir) == Path.cwd():
             raise InputError("a run needs a logger, which names its folder; remove logger=False or record()")
         self._trainer = trainer
         self.experiment = self.experiment or pl_module.architecture.__name__.lower()
@@ -96,8 +96,7 @@ class RunRecorder(IdleInSteps):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to overwrite a finished run."""
-        best = _best(trainer)
-        run = Run(Path(str(best.dirpath)).parent) if best is not None else None
+        run = next((Run(Path(str(callback.dirpath)).parent) for callback in _checkpoints(trainer)), None)
         if run is not None and run.is_finished and not trainer.ckpt_path:
             raise InputError(f"{run.folder} holds a finished run; use a new Trainer, or another version")
 
@@ -132,20 +131,21 @@ class RunRecorder(IdleInSteps):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files, in the first process."""
         assert isinstance(pl_module, Classifier)
-        best = _best(trainer)
-        saved = Path(best.best_model_path) if best is not None and best.best_model_path else None
-        if saved is None or not trainer.ckpt_path or Path(trainer.ckpt_path).resolve() != saved.resolve():
+        saved = checkpoint_to_test(trainer)
+        tested = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
+        if tested != saved or (saved is None and _checkpoints(trainer)):
             rank_zero_warn('this test is not recorded; a run is, when you test its best checkpoint: ckpt_path="best"')
             return
-        if not trainer.is_global_zero:
+        folder = saved.parent.parent if saved else trainer.log_dir  # a broadcast, which all processes must take part in
+        if not trainer.is_global_zero or folder is None:
             return
         data = own_data(trainer)
         predictions = {} if data is None else {s: _predictions(trainer, pl_module, data, s) for s in ("train", "val")}
         predictions["test"] = pl_module.predictions["test"]
         self.metrics = {s: metrics(*each, float(pl_module.loss(*each))) for s, each in predictions.items()}
         logits, labels = (part.numpy() for part in predictions["test"])
-        write_results(Run(saved.parent.parent), self._summary(trainer, pl_module, data), logits, labels)
-        if "val" in predictions and predictions["val"][0].isfinite().all():
+        write_results(Run(folder), self._summary(trainer, pl_module, data), logits, labels)
+        if saved and "val" in predictions and predictions["val"][0].isfinite().all():
             from mnist_lightning.evaluation.calibration import save_temperature  # slow to import
 
             save_temperature(saved, *predictions["val"], str(trainer.precision))
@@ -179,8 +179,16 @@ class RunRecorder(IdleInSteps):
         }
 
 
-def _best(trainer: Trainer) -> BestCheckpoint | None:
-    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+def _checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
+    """The run's own checkpoint callbacks, best first."""
+    kinds = (BestCheckpoint, LastCheckpoint)
+    return [c for kind in kinds for c in trainer.checkpoint_callbacks if isinstance(c, kind)]
+
+
+def checkpoint_to_test(trainer: Trainer) -> Path | None:
+    """Returns the best checkpoint, the last one of a training without validation, or None without checkpoints."""
+    paths = [callback.best_model_path for callback in _checkpoints(trainer)]
+    return next((Path(path).resolve() for path in paths if path), None)
 
 
 def _plain_module(model: Classifier) -> dict[str, Any]:

@@ -3,7 +3,11 @@
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import LightningModule, Trainer
 
 from mnist_lightning.lean import IdleInSteps
@@ -35,3 +39,12 @@ class StopSignals(IdleInSteps):
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         raise KeyboardInterrupt
+
+
+def without_requeue(plugins: Any) -> list[Any] | None:
+    """Stops Lightning from requeueing a SLURM job: its checkpoint would lie outside of the run."""
+    given = [] if plugins is None else plugins if isinstance(plugins, list) else [plugins]
+    named = any(isinstance(plugin, ClusterEnvironment) for plugin in given)
+    if not named and not TorchElasticEnvironment.detect() and SLURMEnvironment.detect():
+        given = [*given, SLURMEnvironment(auto_requeue=False)]
+    return given or None

@@ -140,7 +140,7 @@ FINISHED = "is finished: 2 epochs, test accuracy"
         ("killed", ["--trainer.devices=2", "--trainer.accelerator=cpu"], "was trained by 1 process, not 2"),
         ("killed", ["--trainer.enable_checkpointing=false"], "trainer.enable_checkpointing null, not false"),
         ("killed", ["--trainer.logger=false"], "a resumed run is continued in its folder"),
-        ("killed", ["--init_from=other"], "was trained with init_from null, not other"),
+        ("killed", ["--init_from=."], "--ckpt_path continues a run, and --init_from starts another one"),
         ("onecycle", ["--trainer.max_epochs=4"], "the onecycle schedule of"),
         ("onecycle killed", ["--trainer.max_epochs=4"], "was made for max_epochs 3, so its length cannot change"),
         ("onecycle killed", ["--trainer.max_steps=30"], "was made for max_steps -1, so its length cannot change"),
