@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,9 +147,9 @@ class MyNet(Classifier):
 """
 
 
-def test_custom_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", sys.path[:])
     Path("my_module.py").write_text(MY_NET)
-    monkeypatch.syspath_prepend(".")
     fit("--model", "my_module.MyNet", "--model.width", "24", "--model.lr", "0.01", "--trainer.max_epochs", "3")
     run = Path("lightning_logs/mynet/version_0")
     summary = json.loads((run / "summary.json").read_text())
@@ -193,8 +194,8 @@ class MyData(LightningDataModule):
 
 
 def test_custom_data_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", sys.path[:])
     Path("my_data.py").write_text(MY_DATA)
-    monkeypatch.syspath_prepend(".")
     main(["fit", "--model", "MLP", "--data", "my_data.MyData", "--trainer.max_epochs", "1"])
     summary = json.loads((RUN / "summary.json").read_text())
     assert summary["source"] == "MyData"
@@ -210,13 +211,14 @@ def test_the_same_arguments_without_a_mistake() -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["fitt"], "unknown verb 'fitt'; use one of fit, validate,"),
-        (["fit"], "fit.model"),
+        (["fitt"], "unknown verb 'fitt'; did you mean fit?"),
+        (["train"], "unknown verb 'train'; use one of fit, validate,"),
+        (["fit"], "fit needs --config"),
         (
             ["fit", "--model", "ResNett"],
             "unknown model ResNett; use CNN, DenseNet, GNN, LeNet5, MLP, ResNet or",
         ),
-        (["fit", "--model", "torch.nn.Linear"], "model: Import path does not correspond to a subclass of Classifier"),
+        (["fit", "--model", "torch.nn.Linear"], "model torch.nn.Linear is not a subclass of Classifier"),
         (["fit", "--model", "MLP", "--model.widht", "3"], "unknown option model.widht; did you mean widths?"),
         (["fit", "--model", "MLP", "--model.lr", "fast"], "model.lr must be a float, got 'fast'"),
         (["fit", "--model", "MLP", "--model.lr", "-1"], "lr must be positive and finite, got -1"),
@@ -229,7 +231,7 @@ def test_the_same_arguments_without_a_mistake() -> None:
         (["fit", "--model", "MLP", "--trainer.devices", "-7"], "should be an int > 0"),
         (["fit", "--config", "densenett"], "there is no config densenett"),
         (["fit", "--config", "missing.yaml"], "there is no config missing.yaml"),
-        (["fit", "--config", "mlp", "--ckpt_path", "missing.ckpt"], "there is no checkpoint missing.ckpt"),
+        (["fit", "--config", "mlp", "--ckpt_path", "missing.ckpt"], "there is no run or checkpoint missing.ckpt"),
         (["test", "--config", "mlp"], "test needs a trained model: --ckpt_path"),
         (["predict", "--config", "mlp"], "predict needs a trained model: --ckpt_path"),
         (["validate", "--config", "mlp"], "validate needs a trained model: --ckpt_path"),

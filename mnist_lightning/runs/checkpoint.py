@@ -128,7 +128,11 @@ def _class_named(name: str, path: Path) -> type[Classifier]:
     for cls in _subclasses(Classifier):  # type: ignore[type-abstract]
         if f"{cls.__module__}.{cls.__qualname__}" == name:
             return cls
-    raise InputError(f"{path} contains a {name}, which is unknown: import the module that defines it first")
+    # No import here: the name is a stranger's text, and a module of that name may lie in the current folder.
+    module = name.rpartition(".")[0]
+    command = f'python -c "import {module}, mnist_lightning.cli as c; c.main()" VERB ...'
+    hint = f"; on the command line: {command}" if all(map(str.isidentifier, module.split("."))) else ""
+    raise InputError(f"{path} contains a {name}, which is unknown: import the module that defines it first{hint}")
 
 
 def _subclasses(cls: type[Classifier]) -> Iterator[type[Classifier]]:
