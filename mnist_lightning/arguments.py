@@ -63,13 +63,18 @@ _NO_CLASS = re.compile(
 _CLASS_PATH = re.compile(
     r"Problem with given class_path '(.+)'|class_path='([\w.]+)'|'class_path': '([\w.]+)'|([\w.]+\.\w+)"
 )
+_ARGPARSE = {
+    r"the following arguments are required: (.+)": r"the argument \1 is missing",
+    r"unrecognized arguments: (.+)": r"unknown argument \1",
+    r"argument (?:-\w/)?(--[\w.]+): expected one argument": r"\1 needs a value",
+    r"argument (--[\w.]+): ignored explicit argument (.+)": r"\1 takes no value, got \2",
+}
 _RUNS = ("--ckpt_path", "--init_from")  # options whose value is a run
-_ALONE = re.compile(r"--print_config|--help|--.+\.help")  # options that need no value
 _TYPES = {
     "int": "an int",
     "float": "a float",
     "str": "a string",
-    "bool": "true or false",
+    "bool": "true|false",
     "list": "a list",
     "Sequence": "a list",
     "Iterable": "a list",
@@ -103,7 +108,7 @@ def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str
     for line in message.splitlines():
         text = line.strip().removeprefix("- ")
         if key := re.fullmatch(r'Parser key "(.+)":(.*)', text):
-            keys.append(key[1])
+            keys += [key[1]] if keys[-1:] != [key[1]] else []
             text = key[2].strip()
         if text.startswith("Subtypes: "):
             types = text
@@ -128,22 +133,28 @@ def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str
     if classes and (match := _NO_CLASS.fullmatch(cause)):
         if not match[1]:
             return f"{where} must name a class: {_names_of(classes)}"
-        return f"unknown {where} {match[1]}{suggestion(match[1], classes)}; use {_names_of(classes)}"
-    if match := re.fullmatch("the following arguments are required: (.+)", cause):
-        return f"{where or 'the command'} needs {match[1]}"
-    if match := re.fullmatch("unrecognized arguments: (.+)", cause):
-        return f"unknown argument {match[1]}"
+        return f"unknown {where} {match[1]}; use {_names_of(classes)}{suggestion(match[1], classes)}"
+    for pattern, words in _ARGPARSE.items():
+        if match := re.fullmatch(pattern, cause):
+            return f"{where}: {match.expand(words)}" if where else match.expand(words)
     if cause.startswith("Problems parsing config"):
         details = message.replace('in "<unicode string>", ', "").partition(":")[2]
         return f"the config is not valid YAML: {one_line(details)}"
     if cause.startswith("Unexpected config"):
         return f"the config must be a mapping of options, got {one_line(cause.partition(':')[2], 80)}"
-    if where and (path := _CLASS_PATH.match(cause) or _CLASS_PATH.search(value)):
+    if cause.startswith("Unable to load config"):
+        reasons = [text for text in specific if not text.startswith("Unable")]
+        return f"{where}: {one_line(': '.join([cause, *reasons[:1]]))}"
+    if path := _CLASS_PATH.match(cause) or _CLASS_PATH.search(value):
         name = path[path.lastindex or 0]
-        if problem := _import_problem(name):
+        if where and Path(name).is_file():
+            return f"{where} {name} is not a config or a class: {one_line(' '.join(specific))}"
+        if where and (problem := _import_problem(name)):
             return f"{where} {name} cannot be imported: {problem}"
         if base := cause.partition("Import path does not correspond to a subclass of ")[2]:
             return f"{where} {name} is not a subclass of {base}"
+        if not name.startswith("mnist_lightning."):
+            return f"{where or name}: {one_line(cause)}"
     return f"{where}: {one_line(cause)}" if where else one_line(cause or message)
 
 
@@ -153,9 +164,9 @@ def _accepted(types: str, value: str) -> str:
     classes = [name.split(".")[-1] for name in re.findall(r"<class '([\w.]+)'>", types)]
     lists = ["list"] if re.search(r"\b(list|tuple|Sequence|Iterable)\[", types) else []
     mappings = ["dict"] if re.search(r"\b(dict|Mapping)\[", types) else []
-    words = [*literals, *(_TYPES.get(name, f"a {name}") for name in (*lists, *mappings, *classes))]
-    *first, last = dict.fromkeys(words)
-    value = re.sub(r"NestedArg\(key='.*?', val='?(.*?)'?\)", r"\1", value)
+    names = [word for name in (*lists, *mappings, *classes) for word in _TYPES.get(name, f"a {name}").split("|")]
+    *first, last = dict.fromkeys([*literals, *names])
+    value = "null" if value == "None" else re.sub(r"NestedArg\(key='.*?', val='?(.*?)'?\)", r"\1", value)
     accepted = f"{', '.join(first)} or {last}" if first else last
     return f"{'one of ' if literals else ''}{accepted}, got {value!r}{suggestion(value, literals)}"
 
@@ -224,13 +235,13 @@ def with_configs(args: list[str]) -> list[str]:
     for index, (flag, value) in enumerate(zip(words, [*words[1:], "--"], strict=True)):
         if "\0" in flag:
             raise InputError(f"an argument contains a null byte: {flag}")
-        needs_value = flag in paths or (flag.startswith("--") and "=" not in flag and not _ALONE.fullmatch(flag))
-        if needs_value and value.startswith("--"):
-            raise InputError(f"{flag} needs a value{_examples_of(flag)}")
+        if flag in (*paths, "--model") and (not value or value.startswith("--")):
+            values = _models() if flag == "--model" else "a run" if flag in _RUNS else _configs()
+            raise InputError(f"{flag} needs a value: {values}")
         if flag in ("-c", "--config"):
             words[index + 1] = str(_config_file(value))
         elif flag in _RUNS:
-            if not value or not Path(value).exists():
+            if not Path(value).exists():
                 raise InputError(f"there is no run or checkpoint {value}{_similar_path(value)}")
             run = Run.of(value)
             config = run.config_file if run is not None and run.config_file.is_file() else config
@@ -244,22 +255,22 @@ def with_configs(args: list[str]) -> list[str]:
     return words if names_model or config is None else [words[0], "--config", str(config), *words[1:]]
 
 
-def _examples_of(flag: str) -> str:
-    if flag == "--model":
-        from mnist_lightning import models
+def _models() -> str:
+    from mnist_lightning import models
 
-        return f": {_names_of(models.__all__)}"
-    return f": {', '.join(_shipped_configs())} or a YAML file" if flag in ("-c", "--config") else ""
+    return _names_of(models.__all__)
+
+
+def _configs() -> str:
+    return f"{', '.join(_shipped_configs())} or a YAML file"
 
 
 def explain_missing_model(verb: str) -> str:
     """Says how to name the model that a verb of Lightning's command line needs."""
-    ways = f"--config NAME{_examples_of('--config')}; or --model NAME{_examples_of('--model')}"
     if verb == "fit":
-        return f"fit needs a model: {ways}"
-    return (
-        f"{verb} needs a trained model: --ckpt_path RUN_FOLDER or CHECKPOINT.ckpt. Outside a run's folder, add {ways}"
-    )
+        return f"fit needs --config ({_configs()}) or --model ({_models()})"
+    way = "outside a run's folder, add its --config or --model"
+    return f"{verb} needs a trained model: --ckpt_path RUN_FOLDER or CHECKPOINT.ckpt; {way}"
 
 
 def _similar_path(path: str) -> str:

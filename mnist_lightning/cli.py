@@ -197,18 +197,22 @@ def _run_verb(verb: str, args: list[str]) -> None:
     docstring = str(inspect.getdoc(function))
     description = docstring.partition("\n\nArgs:\n")[0]
     texts = {entry.arg_name.lstrip("*"): entry.description for entry in parse(docstring).params}
-    parser = OneLineParser(prog=f"mnist-lightning {verb}", description=description)
     parameters = inspect.signature(function).parameters.values()
     several = [parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL]
     flags = [parameter.name for parameter in parameters if parameter.default is False]
+    required = [p.name for p in parameters if p.default is p.empty and p.name not in several]
+    values = " ".join([*required, *(f"[{name} ...]" for name in several)])
+    parser = OneLineParser(
+        prog=f"mnist-lightning {verb}", usage=f"%(prog)s [options] {values}", description=description
+    )
     for name in (*several, *flags):  # jsonargparse ignores *args and expects a value after a bool flag
-        options: dict[str, Any] = {"nargs": "*"} if name in several else {"action": "store_true"}
+        options: dict[str, Any] = {"nargs": "*", "default": []} if name in several else {"action": "store_true"}
         parser.add_argument(name if name in several else f"--{name}", help=texts[name], **options)
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*flags})
     arguments = parser.parse_args(args).as_dict()
     gc.freeze()  # the imported objects
     gc.enable()
-    positional = [value for name in several for value in arguments.pop(name) or ()]
+    positional = [value for name in several for value in arguments.pop(name)]
     result = function(*positional, **arguments)
     if result is not None:
         print_result(result)

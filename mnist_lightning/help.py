@@ -69,5 +69,7 @@ def describe_verb(verb: str) -> str:
 
 
 def _entry(left: str, text: str) -> list[str]:
-    first, *rest = wrap(text, 54)
-    return [f"  {left:23} {first}", *(" " * 26 + line for line in rest)]
+    first, *rest = [f"{'':26}{line}" for line in wrap(text, 54)]
+    if len(left) > 22:
+        return [f"  {left}", first, *rest]
+    return [f"  {left:24}{first.lstrip()}", *rest]

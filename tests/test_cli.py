@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,9 +146,9 @@ class MyNet(Classifier):
 """
 
 
-def test_custom_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", sys.path[:])
     Path("my_module.py").write_text(MY_NET)
-    monkeypatch.syspath_prepend(".")
     fit("--model", "my_module.MyNet", "--model.width", "24", "--model.lr", "0.01", "--trainer.max_epochs", "3")
     run = Path("lightning_logs/mynet/version_0")
     summary = json.loads((run / "summary.json").read_text())
@@ -192,8 +193,8 @@ class MyData(LightningDataModule):
 
 
 def test_custom_data_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", sys.path[:])
     Path("my_data.py").write_text(MY_DATA)
-    monkeypatch.syspath_prepend(".")
     main(["fit", "--model", "MLP", "--data", "my_data.MyData", "--trainer.max_epochs", "1"])
     summary = json.loads((RUN / "summary.json").read_text())
     assert summary["source"] == "MyData"
@@ -210,7 +211,8 @@ def test_the_same_arguments_without_a_mistake() -> None:
     ("args", "says"),
     [
         (["fitt"], "unknown verb 'fitt'; did you mean fit?"),
-        (["fit"], "fit needs a model: --config NAME: cnn, densenet, gnn, lenet,"),
+        (["train"], "unknown verb 'train'; use one of fit, validate,"),
+        (["fit"], "fit needs --config"),
         (
             ["fit", "--model", "ResNett"],
             "unknown model ResNett; did you mean ResNet?; use CNN, DenseNet, GNN, LeNet5, MLP, ResNet or",

@@ -169,9 +169,13 @@ def _class_named(name: str, path: Path) -> type[Classifier]:
     for cls in _subclasses(Classifier):  # type: ignore[type-abstract]
         if f"{cls.__module__}.{cls.__qualname__}" == name:
             return cls
+    # No import here: the name is a stranger's text, and a module of that name may lie in the current folder.
+    module, _, cls_name = name.rpartition(".")
+    command = f'python -c "import {module}, mnist_lightning.cli as c; c.main()" VERB ...'
+    hint = f" (on the command line: {command})" if all(map(str.isidentifier, module.split("."))) else ""
     raise InputError(
-        f"{path} contains a {name}, which is unknown: import the module that defines it first or, for a plain "
-        f"torch.nn.Module, use load(path, module={name.rpartition('.')[2]}())"
+        f"{path} contains a {name}, which is unknown: import the module that defines it first{hint} or, for a plain "
+        f"torch.nn.Module, use load(path, module={cls_name}())"
     )
 
 

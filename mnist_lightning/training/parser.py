@@ -18,6 +18,7 @@ from mnist_lightning.arguments import OneLineParser, explain_missing_model
 from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError, suggestion
+from mnist_lightning.help import OPTIONS
 
 _PROFILERS = ("simple", "advanced", "pytorch", "xla")
 _MAX_DEVICES = 1024  # on CPUs, Lightning would start any number of processes
@@ -48,13 +49,19 @@ class TrainerParser(OneLineParser, LightningArgumentParser):
         """Adds the arguments of a method, under a heading and with whole sentences."""
         added: list[str] = super().add_method_arguments(class_type, method_name, *args, **kwargs)
         self._describe(method_name, getattr(class_type, method_name))
+        self.description = None  # the first line of what is described just now
+        own = {name: text for name, _, text, verbs in OPTIONS if method_name in verbs}
+        for action in self._actions:
+            if not action.dest.startswith("trainer."):
+                action.help = own.get(action.dest, action.help)
         return added
 
     def _describe(self, name: str, documented: Callable[..., Any]) -> None:
         """Replaces the heading, a docstring's first line, which may end within a sentence."""
         group = (self.groups or {})[name]
         group.title = f"Arguments of {documented.__name__}"
-        group.description = plain_help(str(inspect.getdoc(documented)).partition("\n\n")[0])
+        docstring = inspect.getdoc(documented) or inspect.getdoc(documented.__init__) or ""
+        group.description = plain_help(docstring.partition("\n\n")[0])
         for action in group._group_actions:
             action.help = plain_help(action.help or "")
 
@@ -63,7 +70,8 @@ class TrainerParser(OneLineParser, LightningArgumentParser):
         missing = re.fullmatch(r"the following arguments are required: (\w+)\.model", message)
         if missing or "mnist_lightning.Classifier is abstract" in message:
             raise InputError(explain_missing_model(missing[1] if missing else "fit")) from ex
-        super().error(message, ex)
+        own = r"--\1, or one of --\1.OPTION, needs a value"  # the arguments of a class are not told apart
+        super().error(re.sub("argument --(model|data): expected one argument", own, message), ex)
 
     def known_options(self) -> set[str]:
         """Options of the Trainer."""
