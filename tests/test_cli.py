@@ -221,7 +221,7 @@ def test_the_same_arguments_without_a_mistake() -> None:
         (["fit", "--model", "MLP", "--model.lr", "fast"], "model.lr must be a float, got 'fast'"),
         (["fit", "--model", "MLP", "--model.lr", "-1"], "lr must be positive and finite, got -1"),
         (["fit", "--model", "MLP", "--model.loss", "hinge"], "model.loss must be one of"),
-        (["fit", "--model", "MLP", "--model.dropout", "2"], "dropout probability"),
+        (["fit", "--model", "MLP", "--model.dropout", "2"], "dropout must be at least 0 and below 1, got 2"),
         (["fit", "--model", "MLP", "--data.batch_size", "0"], "batch_size must be 1 or more, got 0"),
         (["fit", "--model", "MLP", "--data.batchsize", "8"], "did you mean batch_size?"),
         (["fit", "--model", "MLP", "--data.source", "mnits"], "did you mean mnist?"),
