@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mnist_lightning.errors import InputError, one_line, suggestion
 
+_TOO_LARGE = 2**60  # 8 times as much does not fit 64 bits
 _LISTS = (list, tuple, Sequence)
 
 
@@ -67,7 +68,7 @@ def check_plain(arguments: Mapping[str, Any]) -> None:
 
 
 def at_least(minimum: float, **numbers: float | Sequence[float]) -> None:
-    """Refuses numbers below a minimum, infinite numbers and NaN.
+    """Refuses numbers below a minimum, infinite numbers, NaN, and integers that torch cannot hold.
 
     Args:
         minimum: Smallest accepted number.
@@ -77,9 +78,12 @@ def at_least(minimum: float, **numbers: float | Sequence[float]) -> None:
         InputError: If a number is not accepted.
     """
     for name, value in numbers.items():
-        if not all(minimum <= number < inf for number in _each(value)):
+        numbers_of = _each(value)
+        if not all(minimum <= number < inf for number in numbers_of):
             finite = " and finite" if isinstance(value, float) else ""
             raise InputError(f"{name} must be {minimum} or more{finite}, got {value}")
+        if any(isinstance(number, int) and number >= _TOO_LARGE for number in numbers_of):
+            raise InputError(f"{name} must be below 2**60, got {value}")
 
 
 def fraction(**numbers: float | Sequence[float]) -> None:

@@ -108,6 +108,7 @@ NOT_STORED = (
         (DenseNet, {"compression": 0.0}, "compression must be above 0 and at most 1, got 0.0"),
         (DenseNet, {"blocks": [1] * 5}, "blocks must be at most 4, each on half the side of the last"),
         (GNN, {"depth": -2}, "depth must be 1 or more, got -2"),
+        (MNISTDataModule, {"batch_size": 10**24}, "batch_size must be below 2**60, got 1000000000000000000000000"),
         (MNISTDataModule, {"val_size": float("nan")}, "val_size must be 1 or more images, or a fraction"),
         (Augmentation, {"elastic": float("inf")}, "augment.elastic must be 0 or more and finite, got inf"),
     ],

@@ -1,5 +1,6 @@
 """Help, typos, options that name files and classes: what users read before anything runs."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CONFIGS
+from lightning.pytorch import Trainer
 
 from mnist_lightning import models
 from mnist_lightning.cli import TRAINER_VERBS, VERBS, main
@@ -167,12 +169,15 @@ def test_a_misspelt_run_gets_a_suggestion(logs: Path, fails: Callable[..., str])
 NAMES = ["a://b", "[/]", "../x", "a/b", "", " ", ".", "..", "x" * 300, "a\nb", "\x1b[31m", "a\0b", "$HOME"]
 
 
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Trainer).parameters.items()}
+DEFAULTS |= {"accumulate_grad_batches": 1, "barebones": False}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_experiments(name: str) -> None:
     with pytest.raises(InputError, match="experiment must be"):
-        check_settings("fit", name, {})
-    trainer = {"accelerator": "cpu", "strategy": "auto", "profiler": None, "max_epochs": -1, "max_steps": None}
-    check_settings("fit", "[a] $x$ é" + "x" * 100, trainer)
+        check_settings("fit", name, DEFAULTS)
+    check_settings("fit", "[a] $x$ é" + "x" * 100, DEFAULTS)
 
 
 @pytest.mark.parametrize("name", ["[/]", "x" * 300, "a\0b"])

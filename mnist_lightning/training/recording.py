@@ -88,8 +88,9 @@ class RunRecorder(IdleInSteps):
             raise InputError(f"a run needs a Classifier, got {type(pl_module).__name__}; use Classifier.of(module)")
         if self._trainer not in (None, trainer):
             raise InputError("these callbacks record another Trainer's run; call record() for each Trainer")
-        if _checkpoints(trainer) and not trainer.loggers and Path(trainer.default_root_dir) == Path.cwd():
-            raise InputError("a run needs a logger, which names its folder; remove logger=False or record()")
+        own_folder = trainer.loggers or Path(trainer.default_root_dir).resolve() != Path.cwd()
+        if _checkpoints(trainer) and not own_folder and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise InputError("a run needs a folder of its own; use a logger, or name a default_root_dir")
         self._trainer = trainer
         self.experiment = self.experiment or pl_module.architecture.__name__.lower()
         write_atomically(trainer)

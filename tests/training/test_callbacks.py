@@ -213,10 +213,13 @@ def test_callbacks_belong_to_one_trainer() -> None:
         trainer_of(*callbacks, logger=CSVLogger("logs")).fit(MLP(widths=[4]), data)
 
 
-def test_without_a_logger_nothing_is_written() -> None:
-    with pytest.raises(InputError, match=r"a run needs a logger, which names its folder; remove logger=False"):
+def test_without_a_logger_the_folder_must_be_named() -> None:
+    with pytest.raises(InputError, match="a run needs a folder of its own; use a logger, or name a default_root_dir"):
         trainer_of(*record(), logger=False).fit(MLP(widths=[4]), MNISTDataModule(source="digits"))
     assert not list(Path().iterdir())
+    trainer = train(MLP(widths=[4]), logger=False, default_root_dir="run")
+    assert Run("run").is_finished
+    assert isinstance(load(str(trainer.default_root_dir)), MLP)
 
 
 def test_other_modules_are_refused() -> None:
