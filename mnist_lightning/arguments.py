@@ -132,7 +132,7 @@ def plain_words(message: str, options: Iterable[str] = (), classes: Iterable[str
         return f"{inside}{cause}"
     if classes and (match := _NO_CLASS.fullmatch(cause)):
         if not match[1]:
-            return f"{where} must name a class: {_names_of(classes)}"
+            return f"{where} must name a class; use {_names_of(classes)}"
         return f"unknown {where} {match[1]}; use {_names_of(classes)}{suggestion(match[1], classes)}"
     for pattern, words in _ARGPARSE.items():
         if match := re.fullmatch(pattern, cause):

@@ -23,6 +23,7 @@ OPTIONS = (
     ("model", "NAME", "CNN, DenseNet, GNN, LeNet5, MLP, ResNet, or your own class: my_module.MyNet.", ("fit",)),
     ("model.lr", "RATE", "Learning rate, one of the arguments of each model.", ("fit",)),
     ("ckpt_path", "RUN", "Run to continue: its folder or a checkpoint.", ("fit",)),
+    ("init_from", "RUN", "Run or file of weights that a new run starts from.", ("fit",)),
     ("ckpt_path", "RUN", "Trained model: a run's folder or a checkpoint.", _EVALUATION),
     ("data.source", "NAME", "mnist, fashion_mnist, kmnist, qmnist, emnist_digits, digits or folder:PATH.", _ALL),
     ("data.root", "FOLDER", "Folder of the data.", _ALL),

@@ -305,12 +305,12 @@ def test_a_checkpoint_of_an_unknown_class_says_how_to_import_it(
 
     path = logs / "mlp" / "version_0" / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(path, weights_only=True)
-    for name in ("my_module.MyNet", 'x"; touch executed; ".MyNet'):
+    for name in ("stranger.MyNet", 'x"; touch executed; ".MyNet'):
         torch.save(checkpoint | {"classifier": name}, path)
-        Path("my_module.py").write_text("from pathlib import Path\nPath('executed').touch()")
+        Path("stranger.py").write_text("from pathlib import Path\nPath('executed').touch()")
         line = fails("export", str(path))
-        command = 'python -c "import my_module, mnist_lightning.cli as c; c.main()" VERB'
-        assert (command in line) == (name == "my_module.MyNet")
+        command = 'python -c "import stranger, mnist_lightning.cli as c; c.main()" VERB'
+        assert (command in line) == (name == "stranger.MyNet")
         assert not Path("executed").exists()
 
 
