@@ -1,4 +1,4 @@
-"""Atomic files, and an integrity check for files of `torch.save`."""
+"""Atomic files, an integrity check for files of `torch.save`, and YAML of limited size."""
 
 import os
 import zipfile
@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from mnist_lightning.errors import InputError
+import yaml
+
+from mnist_lightning.errors import InputError, one_line
+
+_MAX_YAML = 2**18  # bytes; shipped configs have at most 2,000
+_MAX_NODES = 50_000  # after aliases are expanded
+_MAX_DEPTH = 50
+_MAX_SCALAR = 3_500  # characters; Python refuses to print integers of more than 4,300 digits
 
 
 def writable(output: str, suffixes: Sequence[str]) -> Path:
@@ -124,3 +131,67 @@ def is_intact(path: Path) -> bool:
                 return archive.testzip() is None
         except Exception:  # a damaged archive can raise anything
             return False
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file that may be hostile: in bounded time and memory, and without running code.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The content; None for an empty file.
+
+    Raises:
+        InputError: If the file is not a regular file, not UTF-8, not valid YAML, too large, too deep, or its aliases
+            are endless.
+        OSError: If the file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "loop.yaml").write_text("&a [*a]")
+        ...     read_yaml(Path(folder, "loop.yaml"))
+        Traceback (most recent call last):
+        mnist_lightning.errors.InputError: .../loop.yaml is not valid YAML: the alias *a refers to itself
+    """
+    if path.exists() and not path.is_file():  # opening a pipe would wait
+        raise InputError(f"{path} is not a regular file")
+    with path.open("rb") as file:
+        content = file.read(_MAX_YAML + 1)
+    try:
+        if len(content) > _MAX_YAML:
+            raise InputError(f"it has more than {_MAX_YAML // 2**10} KiB")
+        text = content.decode()
+        _check_aliases(text)
+        return yaml.safe_load(text)
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not valid YAML: it is not UTF-8 text") from None
+    except Exception as error:  # constructors of YAML's types can raise anything
+        details = one_line(error).replace('in "<unicode string>", ', "")
+        raise InputError(f"{path} is not valid YAML: {details}") from error
+
+
+def _check_aliases(text: str) -> None:
+    """Refuses YAML that is too deep or too large once its aliases are expanded, or endless."""
+    nodes = 0
+    parents: list[tuple[str | None, int]] = []  # anchor of each open collection, and the nodes before it
+    sizes: dict[str, int | None] = {}  # nodes of each anchor; None while its collection is open
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = parents.pop()
+            sizes |= {anchor: nodes - before} if anchor else {}
+        elif isinstance(event, yaml.NodeEvent):
+            is_alias, is_leaf = isinstance(event, yaml.AliasEvent), isinstance(event, yaml.ScalarEvent)
+            if is_leaf and len(event.value) > _MAX_SCALAR:
+                raise InputError(f"a value has more than {_MAX_SCALAR:,} characters")
+            size = sizes.get(event.anchor, 0) if is_alias else 1
+            if size is None:
+                raise InputError(f"the alias *{event.anchor} refers to itself")
+            nodes += size
+            if event.anchor and not is_alias:
+                sizes[event.anchor] = 1 if is_leaf else None
+            if not is_alias and not is_leaf:
+                parents.append((event.anchor, nodes - 1))
+        if nodes > _MAX_NODES or len(parents) > _MAX_DEPTH:
+            raise InputError(f"it has more than {_MAX_NODES:,} values, or more than {_MAX_DEPTH} levels of nesting")
