@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from jsonargparse import ArgumentParser
 
 from mnist_lightning.errors import InputError, one_line, suggestion
+from mnist_lightning.runs.finding import existing, find_run
 from mnist_lightning.runs.run import Run
 
 
@@ -142,9 +143,16 @@ def with_configs(args: list[str]) -> list[str]:
     flags = {word.partition("=")[0] for word in args}
     if "--ckpt_path" in flags and not flags & {"-c", "--config", "--model", "--model.class_path"}:
         index = next(i for i, word in enumerate(args) if word.partition("=")[0] == "--ckpt_path")
-        run = Run.of(args[index].partition("=")[2] or "".join(args[index + 1 : index + 2]))
-        if run is not None and run.config_file.is_file():
-            return [args[0], "--config", str(run.config_file), *args[1:]]
+        _, equals, value = args[index].partition("=")
+        value = value if equals else "".join(args[index + 1 : index + 2])
+        if value in ("", "null"):  # the verb says that it needs a checkpoint
+            return args
+        path = existing(value)
+        run = Run.of(path) if path.is_file() else find_run(path)
+        if run is None or not run.config_file.is_file():
+            raise InputError(f"{path} is not part of a run with a config; name its model and data with --config")
+        args[index : index + 2 - len(equals)] = ["--ckpt_path", str(path if path.is_file() else run.folder)]
+        return [args[0], "--config", str(run.config_file), *args[1:]]
     return args
 
 

@@ -53,6 +53,8 @@ _IRRELEVANT = (
     r".*could be decompression bomb.*",  # larger pictures are refused by name
     r".*(EXIF|Palette images with Transparency).*",  # Pillow's notes about metadata
     r".*`torch.jit.*deprecated.*",  # TensorBoard's graph is traced by torch's own writer
+    r".*Data has no positive values.*",  # a chart of facts that the runs do not have
+    r".*Glyph .* missing from font.*",  # a figure shows a box in place of the letter
 )
 
 
@@ -112,6 +114,7 @@ def _print_error(error: object) -> None:
 
 def _prepare_process() -> None:
     """Changes settings of the process that a library must not change."""
+    import logging
     import threading
     import warnings
 
@@ -119,6 +122,7 @@ def _prepare_process() -> None:
     for message in _IRRELEVANT:
         warnings.filterwarnings("ignore", message)
     warnings.formatwarning = lambda message, *_: f"mnist-lightning: warning: {one_line(message, 1000)}\n"
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run has a graph from each start
     threading.excepthook = _thread_failed
     _keep_freed_memory()
 

@@ -23,7 +23,7 @@ from mnist_lightning.arguments import OneLineParser, plain_words, refuse_nulls, 
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
 from mnist_lightning.data.images import MNISTDataModule
-from mnist_lightning.errors import InputError, one_line
+from mnist_lightning.errors import InputError, SourceUnavailableError, one_line
 from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
 from mnist_lightning.evaluation.page import print_result
 from mnist_lightning.runs.checkpoint import find_checkpoint, read_checkpoint
@@ -53,6 +53,8 @@ def run(args: list[str]) -> None:
         CLI(with_configs(args))
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+    except SourceUnavailableError as error:
+        raise InputError(f"{error}, or use --data.fallback digits") from error
     if torch.distributed.is_initialized():  # threads that outlive the process group would abort the process
         torch.distributed.destroy_process_group()
 

@@ -180,7 +180,7 @@ def test_find_checkpoint(logs: Path) -> None:
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no checkpoint .*none\.ckpt"):
         find_checkpoint(tmp_path / "none.ckpt")
-    with pytest.raises(InputError, match=r"has no checkpoints/.*; give a run folder or a \.ckpt file"):
+    with pytest.raises(InputError, match=r"there is no run in .*; give a run folder or a \.ckpt file"):
         find_checkpoint(tmp_path)
 
 
