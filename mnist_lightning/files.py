@@ -130,8 +130,8 @@ def is_intact(path: Path) -> bool:
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                stored = all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
-                return stored and archive.testzip() is None
+                kinds = {member.compress_type for member in archive.infolist()}
+                return kinds == {zipfile.ZIP_STORED} and archive.testzip() is None
         except Exception:  # a damaged archive can raise anything
             return False
 

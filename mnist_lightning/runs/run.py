@@ -95,8 +95,10 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Whether the folder is that of a run: it has a config, a summary or a checkpoint."""
-        return self.config_file.is_file() or self.summary_file.is_file() or self.checkpoint("last") is not None
+        """Whether the folder is that of a run: it has a summary or a checkpoint, or began with a config."""
+        if self.summary_file.is_file() or self.checkpoint("last") is not None:
+            return True
+        return self.config_file.is_file() and self.config_file.resolve().parent.name.startswith("version_")
 
     @property
     def is_finished(self) -> bool:

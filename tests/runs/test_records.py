@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation.compare.comparison import compare, ensembles, raw_table, results_table
@@ -253,13 +255,27 @@ def test_what_is_no_regular_file_is_not_opened(name: str, kind: str) -> None:
     assert str(run.folder) in outcome(run)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\x18" + bytes(40), bytes(range(256)) * 40])
-def test_damaged_events_leave_out_the_curves_only(logs: Path, content: bytes | None) -> None:
+def as_record(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        RecordWriter(file).write(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (Path.unlink, None),
+        (lambda path: path.write_bytes(path.read_bytes()[:-7]), None),  # what is before is drawn
+        (lambda path: path.write_bytes(bytes(range(256)) * 40), None),
+        (lambda path: as_record(path, b"\xff" * 20), "the curves of .*version_0 cannot be read"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "the curves of .*: its events are not regular files"),
+    ],
+)
+def test_damaged_events_leave_out_the_curves_only(
+    logs: Path, damage: Callable[[Path], object], says: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
     run = Run(logs / "mlp" / "version_0")
     for path in logs.glob("mlp/version_0/events*"):
-        whole = path.read_bytes()
-        path.unlink()
-        if content is not None:
-            path.write_bytes(whole[:100] + content + whole[100 + len(content) : -7])
+        damage(path)
     (comparison,) = compare([run])
     curves(comparison)
+    assert [bool(re.match(says or "", str(warning.message))) for warning in recwarn] == [True] * (says is not None)

@@ -60,6 +60,7 @@ def test_run_of_a_path(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_checkpoint_elsewhere_belongs_to_no_run(logs: Path, tmp_path: Path) -> None:
     assert Run.of(tmp_path / "elsewhere" / "model.ckpt") is None
     Path("config.yaml").write_text("model: a stranger's")
+    assert not Run(".").exists
     Path("foo.ckpt").write_bytes((logs / "mlp/version_0/checkpoints/best.ckpt").read_bytes())
     assert Run.of("foo.ckpt") is None
     assert Run.of(tmp_path / "foo.ckpt") is None

@@ -80,6 +80,8 @@ def _scalars(run: Run) -> Iterator[tuple[str, Float, Float]]:
     if not steps:  # an ensemble
         return
     try:
+        if run.folder and not all(path.is_file() for path in run.folder.glob("*tfevents*")):  # a pipe would wait
+            raise InputError("its events are not regular files")
         events = EventAccumulator(str(run.folder), size_guidance={"images": 1, "tensors": 1}).Reload()
         tags = sorted({"train/loss", "train/acc", "val/loss", "val/acc"} & set(events.Tags()["scalars"]))
         scalars = {tag: np.array([(point.step, point.value) for point in events.Scalars(tag)]).T for tag in tags}

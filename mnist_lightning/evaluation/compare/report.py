@@ -72,5 +72,6 @@ def _summary(run: Run) -> tuple[Table, list[str]]:
     complete = [split for split in ("train", "val", "test") if names <= summary.get(split, {}).keys()]
     splits = {split: Metrics(**{name: summary[split][name] for name in names}) for split in complete}
     facts = ("parameters", "epochs", "best_epoch", "train_seconds", "device", "hyper_parameters", "versions")
-    title = f"{run.name}: {summary.get('model')} on {run.source}, seed {summary['seed']}"
+    seed = "unknown seed" if run.seeds is None else f"seed {summary['seed']}"
+    title = f"{run.name}: {summary.get('model')} on {run.source}, {seed}"
     return metrics_table(splits, title), [f"{name.replace('_', ' ')}: {summary.get(name)}" for name in facts]
