@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mnist_lightning.runs.run import finished_runs
+from mnist_lightning.runs.finding import finished_runs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULTS = Path(__file__).parent / "results" / "accuracy.csv"

@@ -16,7 +16,8 @@ from mnist_lightning.data.sources import read
 from mnist_lightning.evaluation.compare import figures
 from mnist_lightning.evaluation.compare.comparison import COLUMNS, Comparison, Row, compare, results_table
 from mnist_lightning.files import write_whole
-from mnist_lightning.runs.run import Run, finished_runs
+from mnist_lightning.runs.finding import finished_runs
+from mnist_lightning.runs.run import Run
 
 REPORTED = Path(__file__).parent / "results" / "reported.csv"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"

@@ -33,7 +33,7 @@ from mnist_lightning.evaluation.robustness.measure import (
 from mnist_lightning.evaluation.robustness.report import write_page
 from mnist_lightning.evaluation.robustness.unknowns import unknown_sets
 from mnist_lightning.files import write_whole
-from mnist_lightning.runs.run import finished_runs
+from mnist_lightning.runs.finding import finished_runs
 
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
 PICTURES = {
@@ -84,7 +84,7 @@ def main() -> None:
     seconds: dict[str, Counter[str]] = {"corrupting": Counter(), "classifying": Counter()}
     problems: list[str] = []
     runs, _ = finished_runs(arguments.runs)
-    (test_set,) = test_sets(runs, problems)
+    (test_set,) = test_sets(runs, problems, None)
     unknown = unknown_sets(test_set.images, test_set.labels)
     loading = last = time.perf_counter()
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from mnist_lightning import GNN, LeNet5, MNISTDataModule, MNISTSuperpixelsDataModule
 from mnist_lightning.cli import _keep_freed_memory
 from mnist_lightning.files import write_whole
-from mnist_lightning.runs.run import finished_runs
+from mnist_lightning.runs.finding import finished_runs
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 IMAGES = (1_000, 3_000, 10_000, 30_000, 60_000, 600_000)

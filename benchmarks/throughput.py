@@ -38,7 +38,7 @@ from torchvision import transforms
 from mnist_lightning import MNISTDataModule, models
 from mnist_lightning.cli import main as command_line
 from mnist_lightning.data.sources import data_root
-from mnist_lightning.runs.run import finished_runs
+from mnist_lightning.runs.finding import finished_runs
 from mnist_lightning.training.recording import device_name
 
 CONFIGS = Path(__file__).parents[1] / "configs"

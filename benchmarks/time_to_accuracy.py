@@ -19,7 +19,7 @@ from typing import Any
 
 from throughput import machine
 
-from mnist_lightning.runs.run import finished_runs
+from mnist_lightning.runs.finding import finished_runs
 
 RESULTS = Path(__file__).parent / "results" / "time_to_accuracy.json"
 RIVALS = Path(__file__).with_name("rivals.py")

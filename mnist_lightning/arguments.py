@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, get_loader, set_loader
 from mnist_lightning.checks import hints_of
 from mnist_lightning.errors import InputError, one_line, suggestion
 from mnist_lightning.files import check_yaml, read_yaml
+from mnist_lightning.runs.finding import existing, find_run, run_to_resume
 from mnist_lightning.runs.run import Run
 
 
@@ -241,10 +242,10 @@ def with_configs(args: list[str]) -> list[str]:
         if flag in ("-c", "--config"):
             words[index + 1] = str(_config_file(value))
         elif flag in _RUNS:
-            if not Path(value).exists():
-                raise InputError(f"there is no run or checkpoint {value}{_similar_path(value)}")
-            run = Run.of(value)
+            path = _existing_run(value)
+            run = Run.of(path) if path.is_file() else run_to_resume(path) if words[0] == "fit" else find_run(path)
             config = run.config_file if run is not None and run.config_file.is_file() else config
+            words[index + 1] = str(path if run is None or path.is_file() else run.folder)
     if set(_RUNS) <= set(words):
         raise InputError("--ckpt_path continues a run, and --init_from starts another one; give one of them")
     names_model = {word.partition("=")[0] for word in words} & {"-c", "--config", "--model", "--model.class_path"}
@@ -271,6 +272,13 @@ def explain_missing_model(verb: str) -> str:
         return f"fit needs --config ({_configs()}) or --model ({_models()})"
     way = "outside a run's folder, add its --config or --model"
     return f"{verb} needs a trained model: --ckpt_path RUN_FOLDER or CHECKPOINT.ckpt; {way}"
+
+
+def _existing_run(value: str) -> Path:
+    try:
+        return existing(value)
+    except InputError:
+        raise InputError(f"there is no run or checkpoint {value}{_similar_path(value)}") from None
 
 
 def _similar_path(path: str) -> str:

@@ -61,6 +61,8 @@ _IRRELEVANT = (
     r".*could be decompression bomb.*",  # larger pictures are refused by name
     r".*(EXIF|Palette images with Transparency).*",  # Pillow's notes about metadata
     r".*`torch.jit.*deprecated.*",  # TensorBoard's graph is traced by torch's own writer
+    r".*Data has no positive values.*",  # a chart of facts that the runs do not have
+    r".*Glyph .* missing from font.*",  # a figure shows a box in place of the letter
 )
 
 
@@ -123,6 +125,7 @@ def _print_error(error: object) -> None:
 
 def _prepare_process() -> None:
     """Changes settings of the process that a library must not change."""
+    import logging
     import threading
     import warnings
 
@@ -130,6 +133,7 @@ def _prepare_process() -> None:
     for message in _IRRELEVANT:
         warnings.filterwarnings("ignore", message)
     warnings.formatwarning = lambda message, *_: f"mnist-lightning: warning: {one_line(message, 1000)}\n"
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run has a graph from each start
     threading.excepthook = _thread_failed
     _keep_freed_memory()
 

@@ -122,13 +122,16 @@ def save_tensors(content: Any, path: Path) -> None:
 def is_intact(path: Path) -> bool:
     """Checks a file of `torch.save` against the checksums of its zip archive, which `torch.load` ignores.
 
+    Compressed files are refused: torch writes none, and a small one may unpack to terabytes.
+
     Raises:
         OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                return archive.testzip() is None
+                kinds = {member.compress_type for member in archive.infolist()}
+                return kinds == {zipfile.ZIP_STORED} and archive.testzip() is None
         except Exception:  # a damaged archive can raise anything
             return False
 

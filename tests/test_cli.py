@@ -1,8 +1,10 @@
 """The command line as users type it."""
 
 import csv
+import hashlib
 import json
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +13,12 @@ import pytest
 import torch
 import yaml
 from conftest import CONFIGS, MNIST
+from PIL import Image
 
 import mnist_lightning
 from mnist_lightning import MLP
 from mnist_lightning.cli import TRAINER_VERBS, VERBS, main
+from mnist_lightning.data.sources import read
 
 QUICK = ["--data.source", "digits", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
 MAIN = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -56,6 +60,17 @@ def test_every_verb_has_a_help(verb: str, capsys: pytest.CaptureFixture[str]) ->
     text = shown(capsys, verb, "--help")
     assert text.startswith((f"usage: mnist-lightning {verb}", f"usage: mnist-lightning [options] {verb}"))
     assert "  --" in text
+
+
+# Verbs that read test images.
+READERS = ("compare", "robustness", "explore", "connectivity", "gradcam", "export")
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_every_verb_that_reads_data_takes_their_root(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(shown(capsys, verb, "--help").split())
+    assert "Folder of the data. Default: $MNIST_LIGHTNING_DATA, or `data` if that is not set." in text
+    assert "--root" in text
 
 
 def test_help_of_a_model_lists_its_arguments_and_the_shared_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +124,56 @@ def test_a_run_is_tested_validated_and_predicted_by_its_folder_alone(
     assert sum(row["label"] == row["predicted"] for row in rows) / 360 == pytest.approx(summary["test"]["accuracy"])
     assert all(0.1 <= float(row["confidence"]) <= 1 for row in rows)
     assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]  # only fit creates run folders
+
+
+def folder_hash(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = [(str(path.relative_to(folder)).encode(), path.read_bytes()) for path in files]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+@pytest.mark.slow
+def test_the_other_verbs_take_every_form_of_a_run_quietly_and_only_read_it(
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fit("--model", "LeNet5", "--trainer.limit_train_batches", "2")
+    experiment = Path("lightning_logs/lenet5")
+    run, best = experiment / "version_0", experiment / "version_0" / "checkpoints" / "best.ckpt"
+    for events in list(run.glob("events*")):
+        shutil.copy(events, f"{events}.2")  # a second graph, as in a resumed run
+    Path("link.ckpt").symlink_to(best)
+    digit = read("digits", train=False)[0][7].numpy()
+    Image.fromarray(255 - digit).resize((280, 280)).save("seven.png")
+    before = folder_hash(run)
+    monkeypatch.setattr("mnist_lightning.evaluation.robustness.report._pictures", lambda *_: ([], [], []))  # slow
+    recwarn.clear()
+    for args in (
+        ["test", "--ckpt_path", f"{experiment}/", "--trainer.enable_progress_bar", "false"],
+        ["validate", "--ckpt_path=link.ckpt", "--trainer.enable_progress_bar=false"],
+        ["compare", str(best)],
+        ["robustness", str(best), "--root", "elsewhere"],
+        ["gradcam", "lightning_logs", "--index", "7"],
+        ["export", str(run / "checkpoints"), "--output", "model.pt2"],
+        ["classify", str(experiment), "seven.png"],
+    ):
+        main(args)
+    assert folder_hash(run) == before
+    assert capsys.readouterr().err == ""
+    assert [str(warning.message) for warning in recwarn] == []
+    assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records if r.levelno > 20] == []
+
+
+def test_a_checkpoint_outside_of_runs_gets_no_config(trained: Path, fails: Callable[..., str]) -> None:
+    shutil.copy(trained / "checkpoints" / "best.ckpt", "foo.ckpt")
+    Path("my_module.py").write_text("raise SystemExit('the class of a stranger was imported')")
+    Path("config.yaml").write_text("model: my_module.MyNet")
+    for path in ("foo.ckpt", "./foo.ckpt", str(Path("foo.ckpt").absolute())):
+        line = fails("test", "--ckpt_path", path)
+        assert "foo.ckpt is not part of a run with a config; name its model and data with --config" in line
+    main(["test", "--config", str(trained / "config.yaml"), "--ckpt_path", "foo.ckpt"])
 
 
 def test_the_checkpoints_arguments_win_with_a_warning(trained: Path) -> None:

@@ -165,8 +165,8 @@ def _missing(raw: Path, files: Iterable[str]) -> list[str]:
 
 def _unavailable(source: str, raw: Path, missing: list[str], why: str) -> SourceUnavailableError:
     return SourceUnavailableError(
-        f"{source} needs {', '.join(missing)} in {raw} ({why}); put the files there, set --data.root or "
-        "$MNIST_LIGHTNING_DATA to a folder that has them, or use --data.fallback digits"
+        f"{source} needs {', '.join(missing)} in {raw} ({why}); put the files there, or set the root of the data or "
+        "$MNIST_LIGHTNING_DATA to a folder that has them"
     )
 
 

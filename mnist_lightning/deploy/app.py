@@ -39,7 +39,7 @@ def serve(*checkpoints: str, port: int = 7860, host: str = "127.0.0.1") -> None:
     Press Ctrl-C to stop the server. Pictures stay in memory and are not stored.
 
     Args:
-        checkpoints: Checkpoints, or run folders, whose best checkpoints are loaded.
+        checkpoints: Checkpoints, run folders, or folders that contain runs of one experiment.
         port: TCP port of the server, 1 to 65535.
         host: Address of the server. 0.0.0.0 accepts connections from other machines.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation.page import Table
 from mnist_lightning.files import writable, write_whole
+from mnist_lightning.runs.finding import runs_at
 from mnist_lightning.runs.run import Run
 
 if TYPE_CHECKING:  # `classify --help` answers before these are imported
@@ -138,7 +139,8 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
     classified, and the exit code is 1.
 
     Args:
-        paths: Checkpoints or run folders, at least one; and pictures, folders of pictures, or patterns (`*.jpg`).
+        paths: Checkpoints, run folders, or folders that contain runs of one experiment, at least one; and pictures,
+            folders of pictures, or patterns (`*.jpg`).
         json: Print JSON in place of a table.
         output: Contact sheet to write (.png, .jpg, .pdf): each picture, its digit in 28x28 pixels, and the answer.
 
@@ -151,7 +153,7 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
     checkpoints = [path for path in paths if _is_checkpoint(path)]
     files = [file for path in paths if path not in checkpoints for file in _files(path)]
     if not checkpoints:
-        raise InputError(f"no checkpoint is given; use classify RUN_FOLDER PICTURE...{_example(paths)}")
+        raise InputError("no checkpoint is given; use classify RUN_FOLDER PICTURE...")
     if not files:
         raise InputError("no picture is given; use classify RUN_FOLDER with pictures, a folder of them, or a pattern")
     path = None if output is None else writable(output, [".png", ".jpg", ".pdf"])
@@ -177,14 +179,12 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
 
 
 def _is_checkpoint(path: str | Path) -> bool:
-    return Path(path).suffix == ".ckpt" or Run(path).checkpoints.is_dir()
-
-
-def _example(paths: Sequence[str]) -> str:
-    """Names a run below a folder that is not a run itself, such as `lightning_logs/cnn`."""
-    children = (child for path in paths if Path(path).is_dir() for child in sorted(Path(path).iterdir()))
-    run = next(filter(_is_checkpoint, children), None)
-    return "" if run is None else f" with RUN_FOLDER such as {run}"
+    """Whether a path names a model: a checkpoint, a run, or a folder of runs without files of its own."""
+    path = Path(path)
+    if path.suffix == ".ckpt" or not path.is_dir():
+        return path.suffix == ".ckpt"
+    run = Run.of(path)
+    return run is None or run.exists or (not _files(str(path)) and bool(runs_at(path, [])))
 
 
 def _files(path: str) -> list[str]:

@@ -67,11 +67,11 @@ def export_model(
     file is checked in onnxruntime.
 
     Args:
-        checkpoint: A checkpoint of an image model, or a run folder, whose best checkpoint is exported.
+        checkpoint: Checkpoint of an image model, a run folder, or a folder that contains runs of one experiment.
         output: File to write, .onnx or .pt2.
         source: Source of the digits for the check. Default: the run's source or, if it cannot be read, the embedded
             digits.
-        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, else `data`.
+        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, or `data` if that is not set.
 
     Returns:
         The written file, and its largest differences from PyTorch.
@@ -83,8 +83,9 @@ def export_model(
     path = writable(output, [".onnx", ".pt2"])
     if path.suffix == ".onnx":
         _require_onnx()
-    from mnist_lightning.runs.checkpoint import load
+    from mnist_lightning.runs.checkpoint import find_checkpoint, load
 
+    checkpoint = str(find_checkpoint(checkpoint))
     model = load(checkpoint)
     facts = _facts(model, checkpoint)
     digits, description = _digits(source, facts.get("source", "mnist"), root)
@@ -109,7 +110,7 @@ def _require_onnx() -> None:
 def _facts(model: "Classifier", checkpoint: str) -> dict[str, str]:
     """Metadata of the exported file. A checkpoint outside of a finished run has no source and no test accuracy."""
     from mnist_lightning.classifier import CLASSES
-    from mnist_lightning.runs.checkpoint import find_checkpoint, read_checkpoint
+    from mnist_lightning.runs.checkpoint import read_checkpoint
 
     packages = ("mnist-lightning", "torch", *(name for name in _ONNX_PACKAGES if importlib.util.find_spec(name)))
     facts = {
@@ -119,23 +120,24 @@ def _facts(model: "Classifier", checkpoint: str) -> dict[str, str]:
         "output": f"logits: float32 [batch, {CLASSES}]",
         "versions": json.dumps({name: version(name) for name in packages}),
     }
-    path = find_checkpoint(checkpoint)
-    run = Run.of(path)
+    run = Run.of(checkpoint)
     if run is not None and run.is_finished:
         facts["source"] = run.source
         # Only the tested weights have a test accuracy.
-        if read_checkpoint(path).get("epoch") == run.summary["best_epoch"]:
+        if read_checkpoint(Path(checkpoint)).get("epoch") == run.summary.get("best_epoch"):
             facts["test_accuracy"] = str(float(run.summary["test"]["accuracy"]))
-            facts["test_accuracy_measured_in"] = str(run.summary["precision"])
+            facts["test_accuracy_measured_in"] = str(run.summary.get("precision"))
     return facts
 
 
 def _digits(source: str | None, run_source: str, root: str | None) -> "tuple[Tensor, str]":
     """Returns test digits, uint8 [N, 28, 28], and their description."""
-    from mnist_lightning.data.sources import read
+    from mnist_lightning.data.sources import fetch, read
 
     name = source or run_source
     try:
+        if source is not None:
+            fetch(source, root)
         digits, _ = read(name, root, train=False)
     except InputError:
         if source is not None:

@@ -129,11 +129,13 @@ def _cross_entropy(logits: Float, labels: NDArray[np.int64]) -> float:
 def calibrate(run: str | Path, root: str | None = None) -> Calibration:
     """Fits the temperature of a finished run and adds it to the checkpoint, for runs from before `fit` did so.
 
-    The model is evaluated in 32-bit precision on the validation images of its training.
+    The model is evaluated in 32-bit precision on the validation images of its training. The checkpoint gets the key
+    `calibration`, with the fields of `Calibration`, or a new value of it. Nothing else in the run changes.
 
     Args:
-        run: A run folder, whose best checkpoint is calibrated, or a checkpoint of a run.
-        root: Folder of the data. Default: the run's, or else $MNIST_LIGHTNING_DATA, or else `data`.
+        run: A checkpoint of a run, a run folder, whose best checkpoint is calibrated, or a folder that contains runs
+            of one experiment.
+        root: Folder of the data. Default: the run's, else $MNIST_LIGHTNING_DATA, or `data` if that is not set.
 
     Returns:
         The calibration, as saved.
@@ -165,7 +167,7 @@ def _data_of(checkpoint: Path, root: str | None) -> MNISTDataModule:
     if class_path.split(".")[0] != "mnist_lightning":
         raise InputError(f"{run.config_file} names data of another package, {class_path}; {advice}")
     cls = MNISTSuperpixelsDataModule if source == PUBLIC else MNISTDataModule
-    seed = int(run.summary["seed"]) if arguments.get("seed") is None else arguments["seed"]
+    seed = (run.summary["seed"] or 0) if arguments.get("seed") is None else arguments["seed"]
     changes = {"source": source, "root": root or arguments.get("root"), "seed": seed, "augment": None, "fallback": None}
     try:
         return cls(**{**arguments, **changes})

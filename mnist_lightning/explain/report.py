@@ -32,7 +32,7 @@ def explain_connectivity(
     Without `index`, `indices` and `image`, it explains the first test digit of each class.
 
     Args:
-        checkpoint: Checkpoint of a GNN, or a run folder, whose best checkpoint is loaded.
+        checkpoint: Checkpoint of a GNN, a run folder, or a folder that contains runs of one experiment.
         index: Index of a test image.
         indices: Indices of several test images, such as 0,7,42.
         image: Picture of a handwritten digit to explain instead of test images.
@@ -41,7 +41,7 @@ def explain_connectivity(
             PyG's GNNExplainer, or attention coefficients (conv gat only).
         target: Class that the edge importance explains. Default: the predicted class.
         source: Data source of the test images. Default: the source that the run was trained on.
-        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, else `data`.
+        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, or `data` if that is not set.
 
     Returns:
         Path of the written file.
@@ -52,8 +52,9 @@ def explain_connectivity(
     path = writable(output, [".html", ".png", ".svg", ".pdf"])
     from mnist_lightning.explain.connectivity import connectivity
     from mnist_lightning.models.gnn import GNN
-    from mnist_lightning.runs.checkpoint import load
+    from mnist_lightning.runs.checkpoint import find_checkpoint, load
 
+    checkpoint = str(find_checkpoint(checkpoint))
     model = load(checkpoint)
     if not isinstance(model, GNN):
         name = type(model).__name__
@@ -90,14 +91,14 @@ def explain_saliency(
     `image`, it explains the first test digit of each class.
 
     Args:
-        checkpoint: Checkpoint of an image model, or a run folder, whose best checkpoint is loaded.
+        checkpoint: Checkpoint of an image model, a run folder, or a folder that contains runs of one experiment.
         index: Index of a test image.
         indices: Indices of several test images, such as 0,7,42.
         image: Picture of a handwritten digit to explain instead of test images.
         output: Figure to write (.png, .svg, .pdf).
         target: Class to explain. Default: the predicted class.
         source: Data source of the test images. Default: the source that the run was trained on.
-        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, else `data`.
+        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, or `data` if that is not set.
 
     Returns:
         Path of the written file.
@@ -107,8 +108,9 @@ def explain_saliency(
     """
     path = writable(output, [".png", ".svg", ".pdf"])
     from mnist_lightning.explain.figures import saliency_sheet
-    from mnist_lightning.runs.checkpoint import load
+    from mnist_lightning.runs.checkpoint import find_checkpoint, load
 
+    checkpoint = str(find_checkpoint(checkpoint))
     model = load(checkpoint)
     digits = choose_digits(checkpoint, index, indices, image, source, root)
     figure = saliency_sheet(saliency_of_digits(model, digits, target))
@@ -137,7 +139,7 @@ def choose_digits(
     """Reads the digits that the arguments of a verb name: test images or one picture.
 
     Args:
-        checkpoint: Checkpoint or run folder. Its run names the default source.
+        checkpoint: Checkpoint. Its run names the default source.
         index: Index of a test image.
         indices: Indices of several test images, such as 0,7,42.
         image: Picture of a handwritten digit.
@@ -156,9 +158,10 @@ def choose_digits(
         from mnist_lightning.data.handwriting import digit_of, open_picture
 
         return [Digit(Path(image).name, digit_of(open_picture(image), image), None)]
-    from mnist_lightning.data.sources import read
+    from mnist_lightning.data.sources import fetch, read
 
     source = source or _source_of(checkpoint)
+    fetch(source, root)
     images, labels = read(source, root, train=False)
     count = len(images)
     if index is not None:

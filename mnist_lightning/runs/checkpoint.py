@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.errors import InputError, one_line
 from mnist_lightning.files import is_intact
-from mnist_lightning.runs.run import Run
+from mnist_lightning.runs.finding import existing, find_run
+from mnist_lightning.runs.run import CHECKPOINTS, Run
 
 CALIBRATION = "calibration"  # key of a checkpoint
 
@@ -29,7 +30,8 @@ def load(
     import its module first.
 
     Args:
-        path: A checkpoint, or a run folder, whose best checkpoint is loaded.
+        path: A checkpoint, a run folder, whose best checkpoint is loaded, or a folder that contains runs of one
+            experiment, of which the best is loaded; see `find_run`.
         device: Device of the model.
         calibrated: Divide the model's logits by the checkpoint's temperature (Guo et al. 2017, "On calibration of
             modern neural networks", section 4.2), so that its confidence matches its accuracy. Training fits the
@@ -77,21 +79,21 @@ def find_checkpoint(path: str | Path, name: Literal["best", "last"] = "best") ->
     """Finds a checkpoint file.
 
     Args:
-        path: A checkpoint or a run folder.
-        name: Which checkpoint of a run folder.
+        path: A checkpoint, a run folder, or a folder that contains runs of one experiment; see `find_run`.
+        name: Which checkpoint of a run.
 
     Raises:
         InputError: If there is none.
     """
-    path = Path(path)
+    path = existing(path)
     if path.is_file():
         return path
-    if path.is_dir():
-        run = Run(path)
-        if checkpoint := run.checkpoint(name):
-            return checkpoint
-        raise InputError(f"{path} has no {run.best.relative_to(path)}; give a run folder or a .ckpt file")
-    raise InputError(f"there is no checkpoint {path}")
+    run = find_run(path)
+    if checkpoint := run.checkpoint(name):
+        return checkpoint
+    way = f"; train again with --config {run.config_file}" if run.config_file.is_file() else ""
+    why = "its first epoch did not end, or the file was deleted"
+    raise InputError(f"{run.folder} has no {CHECKPOINTS}/{run.best.name}: {why}{way}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -140,12 +142,13 @@ def _read(path: Path) -> Any:
     except PermissionError as error:
         raise InputError(f"no permission to read the checkpoint {path}") from error
     except Exception as error:  # an intact archive may contain anything
-        if "Unsupported global" in str(error) or "Unsupported operand" in str(error):
+        # Not torch's own text: it advises to load the file unsafely.
+        if type(error).__name__ == "UnpicklingError":
             raise InputError(
                 f"the checkpoint {path} is refused and nothing in it was run: it contains more than tensors and "
                 "plain values, and loading it could execute code"
             ) from error
-        raise InputError(f"{path} is not a checkpoint: {one_line(error)}") from error
+        raise InputError(f"{path} is not a checkpoint; it is refused and nothing in it was run") from error
     if not intact:
         raise InputError(
             f"{path} is not a checkpoint, or it is damaged; it is refused and nothing in it was run{_instead_of(path)}"

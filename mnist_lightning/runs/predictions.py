@@ -4,17 +4,21 @@ from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, one_line
 from mnist_lightning.files import write_whole
 
 if TYPE_CHECKING:  # `compare --help` answers before torch is imported
     from torch import Tensor
 
     from mnist_lightning.classifier import Classifier
+
+
+_MAX_BYTES = 2**28  # unpacked: five million test images
 
 
 def predict(model: "Classifier", batches: "Iterable[Any]") -> "tuple[Tensor, Tensor]":
@@ -60,15 +64,26 @@ def load_predictions(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]
     """Reads a file of `save_predictions`.
 
     Returns:
-        Logits, float [N, 10], and labels, int64 [N].
+        Logits, finite, float32 [N, 10], and labels from 0 to 9, int64 [N].
 
     Raises:
         InputError: If the file is missing or damaged.
     """
+    if not path.is_file():  # opening a pipe would wait
+        raise InputError(f"there are no predictions at {path}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["logits"], arrays["labels"]
-    except FileNotFoundError:
-        raise InputError(f"there are no predictions at {path}") from None
+        with ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _MAX_BYTES:
+                raise InputError(f"it holds more than {_MAX_BYTES // 2**20} MiB")
+        with np.load(path, allow_pickle=False) as arrays, np.errstate(over="ignore"):
+            logits, labels = arrays["logits"], arrays["labels"]
+            if labels.dtype.kind not in "iu" or logits.dtype.kind != "f" or logits.shape != (*labels.shape, 10):
+                raise InputError(f"it holds logits {logits.dtype} {logits.shape}, labels {labels.dtype} {labels.shape}")
+            if labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() > 9:
+                raise InputError("its labels are not a list of digits from 0 to 9")
+            logits = logits.astype(np.float32)
+            if not np.isfinite(logits).all():
+                raise InputError("some logits are infinite or NaN")
+            return logits, labels.astype(np.int64)
     except Exception as error:  # a damaged archive can raise anything
-        raise InputError(f"{path} is damaged: {error}") from error
+        raise InputError(f"{path} is damaged: {one_line(error)}") from error

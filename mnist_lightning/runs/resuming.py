@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from mnist_lightning.errors import InputError
 from mnist_lightning.runs.run import INCIDENTAL, Run, flat
 
@@ -112,17 +110,12 @@ def _count(processes: int) -> str:
 
 def _saved(run: Run) -> dict[str, Any]:
     """Reads a run's config."""
-    try:
-        config = yaml.safe_load(run.config_file.read_text())
-        _limits(config)
-    except FileNotFoundError:
+    if not run.full_config:
         raise InputError(
             f"{run.folder} has no {run.config_file.name}, so it cannot be resumed; start another training from its "
             f"weights with --init_from {run.folder}"
-        ) from None
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{run.config_file} is damaged: {type(error).__name__}") from error
-    return dict(config)
+        )
+    return run.full_config
 
 
 def _limits(config: Mapping[str, Any]) -> dict[str, Any]:

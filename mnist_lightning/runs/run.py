@@ -1,21 +1,21 @@
-"""A training run: the layout of its folder, and how runs are found, read, grouped, chosen and named.
+"""A training run: the layout of its folder, and its content.
 
 No other module knows the names of the files in a run folder.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from mnist_lightning.errors import InputError
 from mnist_lightning.runs.predictions import load_predictions
+from mnist_lightning.runs.records import CONFIG_PARTS, read_config, read_summary
 
 LOGS = "lightning_logs"  # default folder of runs
 CHECKPOINTS = "checkpoints"
@@ -55,12 +55,23 @@ class Run:
 
     @classmethod
     def of(cls, path: str | Path) -> "Run | None":
-        """Returns the run of a path: a run folder, or a checkpoint inside one. None for any other checkpoint."""
+        """Returns the run of a path.
+
+        Args:
+            path: A run folder, its folder of checkpoints, a checkpoint in that folder, or a link to one.
+
+        Returns:
+            The run; None for a file that is not in a folder of checkpoints. Of a folder, whether `exists` or not.
+        """
         path = Path(path)
-        if path.suffix != ".ckpt":
-            return cls(path)
-        parent = path.absolute().parent
-        return cls(parent.parent) if parent.name == CHECKPOINTS else None
+        with suppress(RuntimeError):  # ~name of an unknown user
+            path = path.expanduser()
+        if path.is_file() or path.suffix == ".ckpt":
+            folders = [path.absolute().parent, path.resolve().parent]  # a link stands for its target
+            return next((cls(folder.parent) for folder in folders if folder.name == CHECKPOINTS), None)
+        if path.name in ("", ".."):  # the current folder, or one above
+            path = path.resolve()
+        return cls(path.parent if path.name == CHECKPOINTS else path)
 
     @classmethod
     def computed(cls, summary: dict[str, Any], logits: NDArray[np.float32], labels: NDArray[np.int64]) -> "Run":
@@ -73,13 +84,21 @@ class Run:
         """
         run = cls.__new__(cls)
         run.folder, run.summary, run.predictions, run.settings = None, summary, (logits, labels), {}
+        run.seeds = summary["seed"], summary["seed"]
         return run
 
     @property
     def experiment(self) -> str:
         """Name of the experiment's folder, also of a run that is not finished."""
-        folder = self.checkpoints.absolute().parent
+        folder = self.checkpoints.resolve().parent
         return folder.parent.name if folder.name.startswith("version_") else folder.name
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder is that of a run: it has a summary or a checkpoint, or began with a config."""
+        if self.summary_file.is_file() or self.checkpoint("last") is not None:
+            return True
+        return self.config_file.is_file() and self.config_file.resolve().parent.name.startswith("version_")
 
     @property
     def is_finished(self) -> bool:
@@ -96,21 +115,20 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Content of `summary.json`: metrics of the three splits, parameters, seconds, versions.
 
+        Facts that are unknown are missing; an unknown seed is None.
+
         Raises:
             InputError: If the run is not finished, or the file is damaged.
         """
-        path = self.summary_file
         try:
-            summary: dict[str, Any] = json.loads(path.read_text())
-            missing = {"experiment", "source", "seed"} - set(summary)
-            float(summary["test"]["accuracy"])
+            return read_summary(self.summary_file)
         except FileNotFoundError:
-            raise InputError(f"{self.folder} is not a finished run: there is no {path.name}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
-        if missing:
-            raise InputError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
-        return summary
+            way = f"there is no {self.summary_file.name}"
+            if self.config_file.is_file():
+                resumable = self.checkpoint("last") is not None
+                how = f"--ckpt_path {self.folder}" if resumable else f"--config {self.config_file}"
+                way = f"{'resume' if resumable else 'train again'} with mnist-lightning fit {how}"
+            raise InputError(f"{self.folder} is not a finished run: {way}") from None
 
     @cached_property
     def predictions(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -120,10 +138,19 @@ class Run:
             InputError: If the file is missing or damaged, or does not belong to the run's summary.
         """
         logits, labels = load_predictions(self.predictions_file)
-        accuracy = np.mean(logits.argmax(axis=1) == labels) if logits.shape == (len(labels), 10) else np.nan
+        accuracy = np.mean(logits.argmax(axis=1) == labels)
         if not abs(accuracy - self.summary["test"]["accuracy"]) <= 1e-6:
             raise InputError(f"{self.predictions_file} does not match {self.summary_file}, or is damaged")
         return logits, labels
+
+    @cached_property
+    def full_config(self) -> dict[str, Any]:
+        """Content of `config.yaml`; empty for a run of the library.
+
+        Raises:
+            InputError: If the file is damaged.
+        """
+        return read_config(self.config_file)
 
     @cached_property
     def config(self) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -134,17 +161,26 @@ class Run:
         Raises:
             InputError: If the config is damaged.
         """
-        try:
-            config = yaml.safe_load(self.config_file.read_text())
-            parts = {}
-            for part in ("model", "data", "trainer"):
-                path = str(config[part].get("class_path", ""))
-                parts[part] = path, dict(config[part].get("init_args", {}) if path else config[part])
-        except FileNotFoundError:
-            return {}
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.config_file} is damaged: {type(error).__name__}") from error
+        parts = {}
+        for part in CONFIG_PARTS if self.full_config else ():
+            arguments = self.full_config[part]
+            path = arguments.get("class_path", "")
+            parts[part] = path, dict((arguments.get("init_args") or {}) if path else arguments)
         return parts
+
+    @cached_property
+    def seeds(self) -> tuple[int, int] | None:
+        """Seeds of the training and of its data; None if the training was not seeded, so that nothing repeats it.
+
+        Raises:
+            InputError: If the summary or the config is damaged.
+        """
+        seed = self.summary["seed"]
+        if seed is None or self.full_config.get("seed_everything") is False:
+            return None
+        data = self.config["data"][1] if self.config else self.summary.get("data", {})
+        of_data = data.get("seed")
+        return seed, seed if of_data is None else of_data
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -161,7 +197,8 @@ class Run:
             names = ("model", "hyper_parameters", *facts, "precision", "devices")
             facts_by_name = flat("", {name: self.summary.get(name) for name in names})
             return {name: value for name, value in facts_by_name.items() if name != "data.seed"}
-        settings: dict[str, Any] = {}
+        origin = self.full_config.get("init_from")  # weights of another run
+        settings: dict[str, Any] = {} if origin is None else {"init_from": origin}
         for part, (path, arguments) in self.config.items():
             settings |= {part: path} if path else {}
             incidental = INCIDENTAL.get(part, set())
@@ -206,100 +243,3 @@ def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         result |= flat(f"{prefix}{name}.", value) if isinstance(value, Mapping) else {prefix + name: value}
     return result
-
-
-def finished_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """Reads all finished runs in some folders.
-
-    Args:
-        paths: Runs, or folders that contain runs at any depth. Default: `lightning_logs`.
-
-    Returns:
-        The runs, and one line for each run folder that cannot be read.
-
-    Raises:
-        InputError: If a path is not a folder, or there is no finished run.
-    """
-    paths = paths or [LOGS]
-    runs: dict[Path, Run] = {}
-    problems = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            raise InputError(f"there is no folder {path}")
-        marks = (Run("").config_file.name, Run("").summary_file.name)
-        for folder in sorted({file.parent for name in marks for file in path.rglob(name)}):
-            run = Run(folder)
-            try:
-                run.summary, run.predictions, run.settings  # noqa: B018 - reads the files, which raises
-                runs[folder.resolve()] = run
-            except InputError as error:
-                problems.append(str(error))
-    if not runs:
-        raise InputError("; ".join([f"there is no finished run in {', '.join(paths)}", *problems[:1]]))
-    return list(runs.values()), problems
-
-
-def group_by_test_set(runs: Iterable[Run]) -> list[list[list[Run]]]:
-    """Groups runs that can be compared.
-
-    Returns:
-        One list per test set, the one with the most models first. It contains one list per model: the runs that differ
-        only in the seed, sorted by seed. The model with the best mean validation accuracy comes first. Of two runs
-        with the same settings and seed, the later one counts.
-    """
-    by_test_set: dict[tuple[str, int], dict[str, dict[int, Run]]] = {}
-    for run in runs:
-        key = json.dumps([run.name, run.settings], sort_keys=True, default=str)
-        by_test_set.setdefault(run.test_set, {}).setdefault(key, {})[int(run.summary["seed"])] = run
-    test_sets = [
-        sorted(
-            ([group[seed] for seed in sorted(group)] for group in groups.values()),
-            key=lambda group: -np.nan_to_num(mean_of(group, "val", "accuracy"), nan=-1.0),
-        )
-        for groups in by_test_set.values()
-    ]
-    return sorted(test_sets, key=lambda groups: -len(groups))
-
-
-def best_by_validation(group: Sequence[Run]) -> Run:
-    """Returns the run with the best validation accuracy."""
-    return max(group, key=lambda run: mean_of([run], "val", "accuracy"))
-
-
-def mean_of(group: Sequence[Run], split: str, metric: str) -> float:
-    """Returns a metric's mean over the seeds; NaN if a run does not have it."""
-    return float(np.mean([run.summary.get(split, {}).get(metric, np.nan) for run in group]))
-
-
-def names_of(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Names models for a table. Models of one experiment get the settings in which they differ: `lenet, lr 0.01`.
-
-    Args:
-        groups: Runs of each model, as in `group_by_test_set`.
-
-    Returns:
-        One name per model.
-    """
-    return [
-        ", ".join([group[0].name, *_differences(group[0], [g[0] for g in groups if g[0].name == group[0].name])])
-        for group in groups
-    ]
-
-
-def _differences(run: Run, neighbours: Sequence[Run]) -> list[str]:
-    """Settings of a run that differ among runs of the same experiment, as `lr 0.01`."""
-    missing = object()
-    keys = dict.fromkeys(key for neighbour in neighbours for key in neighbour.settings)
-    values = {key: [neighbour.settings.get(key, missing) for neighbour in neighbours] for key in keys}
-    differing = [key for key in keys if any(value != values[key][0] for value in values[key])]
-    # Models of other classes have other arguments; the name of the class tells enough.
-    shared = [key for key in differing if missing not in values[key]]
-    told_apart = {json.dumps([n.settings[key] for key in shared], default=str) for n in neighbours}
-    shown = shared if len(told_apart) == len(neighbours) else [key for key in differing if key in run.settings]
-    last_parts = [key.split(".")[-1] for key in shown]
-    words = []
-    for key, last in zip(shown, last_parts, strict=True):
-        text = json.dumps(run.settings[key], default=str).strip('"')
-        name = last if last_parts.count(last) == 1 else key
-        words.append(text.split(".")[-1] if key in ("model", "data") else f"{name} {text}")
-    return words

@@ -30,7 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from mnist_lightning.arguments import plain_words, refuse_nulls, with_configs
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule
-from mnist_lightning.errors import InputError, StoppedError, one_line
+from mnist_lightning.errors import InputError, SourceUnavailableError, StoppedError, one_line
 from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
 from mnist_lightning.evaluation.page import print_result
 from mnist_lightning.models import GNN
@@ -73,6 +73,8 @@ def run(args: list[str]) -> None:
     except Exception as error:
         if not fails_first():
             sys.exit(2)
+        if isinstance(error, SourceUnavailableError):
+            raise InputError(f"{error}, or use --data.fallback digits") from error
         if explanation := refusal(error):
             raise InputError(explanation) from error
         raise

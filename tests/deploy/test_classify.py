@@ -175,7 +175,9 @@ def test_wrong_arguments_get_one_line(checkpoint: str, pictures: Path, fails: Fa
     assert not Path("nowhere").exists()
 
 
-def test_folder_of_several_runs(pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_of_runs_is_a_model_and_a_folder_of_pictures_is_not(pictures: Path, tmp_path: Path) -> None:
     saved(Nearest(), tmp_path / "runs" / "version_0")
-    with pytest.raises(InputError, match=r"use classify RUN_FOLDER PICTURE... with RUN_FOLDER such as .*version_0"):
-        classify_pictures(str(tmp_path / "runs"), str(pictures))
+    assert classify_pictures(str(tmp_path / "runs"), str(pictures)).models == [str(tmp_path / "runs")]
+    saved(Nearest(), pictures / "runs" / "version_0")  # beside pictures
+    with pytest.raises(InputError, match=r"no checkpoint is given; use classify RUN_FOLDER PICTURE"):
+        classify_pictures(str(pictures))

@@ -1,10 +1,15 @@
+import functools
+import os
 import pickle
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -109,14 +114,75 @@ class Malicious:
         return (Path.touch, (Path("executed"),))
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+class System:
+    def __reduce__(self) -> Any:
+        return (os.system, ("touch executed",))
+
+
+def legacy(content: Any, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def pickled(content: Any, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("write", [torch.save, legacy, pickled])
 @pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"state_dict": {}, "hyper_parameters": value}])
-def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, write: Any, wrap: Any) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [Malicious(), System(), np.random.default_rng(0), np.float64(1.5), functools.partial(os.system, "touch executed")],
+    ids=["path", "system", "generator", "numpy", "partial"],
+)
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, content: Any, write: Any, wrap: Any) -> None:
     path = tmp_path / "malicious.ckpt"
-    write(wrap(Malicious()), path)
-    with pytest.raises(InputError, match="is refused and nothing in it was run"):
+    write(wrap(content), path)
+    with pytest.raises(InputError, match="is refused and nothing in it was run") as refused:
         load(path)
     assert not Path("executed").exists()
+    assert "weights_only" not in str(refused.value)  # torch advises to turn it off
+
+
+def as_torchscript(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
+
+
+def as_tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            archive.addfile(tarfile.TarInfo(name))
+
+
+def as_safetensors(path: Path) -> None:
+    header = b'{"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
+def as_huge(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+        archive.infolist()[0].file_size = 2**40
+
+
+def as_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(2**20))
+        archive.infolist()[0].file_size = 2**50
+
+
+def as_empty(path: Path) -> None:
+    zipfile.ZipFile(path, "w").close()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.parametrize("write", [as_torchscript, as_tar, as_safetensors, as_huge, as_bomb, as_empty])
+def test_a_file_of_another_format_is_refused_in_our_words(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    path = tmp_path / "other.ckpt"
+    write(path)
+    says = r"other\.ckpt is not a checkpoint.* refused and nothing in it was run$"
+    with pytest.raises(InputError, match=says) as refused:
+        load(path)
+    assert "weights_only" not in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100), bytes(1000)])
@@ -183,7 +249,7 @@ def test_find_checkpoint(logs: Path) -> None:
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no checkpoint .*none\.ckpt"):
         find_checkpoint(tmp_path / "none.ckpt")
-    with pytest.raises(InputError, match=r"has no checkpoints/.*; give a run folder or a \.ckpt file"):
+    with pytest.raises(InputError, match=r"there is no run in .*; give a run folder or a \.ckpt file"):
         find_checkpoint(tmp_path)
 
 

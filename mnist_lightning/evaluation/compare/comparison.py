@@ -16,7 +16,8 @@ from mnist_lightning.evaluation.statistics import (
     expected_calibration_error,
     mcnemar,
 )
-from mnist_lightning.runs.run import Run, best_by_validation, group_by_test_set, mean_of, names_of
+from mnist_lightning.runs.finding import best_by_validation, group_by_test_set, mean_of, names_of
+from mnist_lightning.runs.run import Run
 
 # MNIST test images that at least three of five annotators gave the same other digit: index and digit.
 # Northcutt, Athalye and Mueller 2021, "Pervasive label errors in test sets".

@@ -15,17 +15,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from mnist_lightning.data.sources import CLASSES, read
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, one_line
 from mnist_lightning.evaluation import charts
 from mnist_lightning.evaluation.compare.comparison import Comparison
 from mnist_lightning.evaluation.statistics import Float
 from mnist_lightning.runs.run import Run
 
 
-def draw_all(comparison: Comparison) -> Iterator[tuple[str, Figure, str]]:
+def draw_all(comparison: Comparison, root: str | None = None) -> Iterator[tuple[str, Figure, str]]:
     """Yields the file name, figure and caption of each figure.
 
     Figures of misclassified digits need the test images. Without them, a warning replaces these figures.
+
+    Args:
+        comparison: The comparison.
+        root: Folder of the data; see `data_root`.
     """
     yield "curves", curves(comparison), "Loss and error per epoch, one line per run."
     caption = "Test accuracy: mean, 95 % confidence interval, and each seed (circles)."
@@ -39,7 +43,7 @@ def draw_all(comparison: Comparison) -> Iterator[tuple[str, Figure, str]]:
     yield "frequent-confusions", frequent_confusions(comparison), "The most frequent confusions."
     yield "confusions", confusions(comparison), "Confusion matrices: labels in rows, predictions in columns."
     try:
-        images, labels = read(comparison.source, train=False)
+        images, labels = read(comparison.source, root, train=False)
         if not np.array_equal(labels.numpy(), comparison.chosen[0].labels):
             raise InputError(f"the labels of {comparison.source} on disk differ from those of the runs")
     except InputError as error:
@@ -75,10 +79,18 @@ def _scalars(run: Run) -> Iterator[tuple[str, Float, Float]]:
     steps = run.summary.get("steps")
     if not steps:  # an ensemble
         return
-    events = EventAccumulator(str(run.folder), size_guidance={"images": 1, "tensors": 1}).Reload()
-    for tag in sorted({"train/loss", "train/acc", "val/loss", "val/acc"} & set(events.Tags()["scalars"])):
-        step, value = np.array([(point.step, point.value) for point in events.Scalars(tag)]).T
-        epoch = np.ceil((step + 1) * run.summary["epochs"] / steps).clip(1, run.summary["epochs"])
+    try:
+        if run.folder and not all(path.is_file() for path in run.folder.glob("*tfevents*")):  # a pipe would wait
+            raise InputError("its events are not regular files")
+        events = EventAccumulator(str(run.folder), size_guidance={"images": 1, "tensors": 1}).Reload()
+        tags = sorted({"train/loss", "train/acc", "val/loss", "val/acc"} & set(events.Tags()["scalars"]))
+        scalars = {tag: np.array([(point.step, point.value) for point in events.Scalars(tag)]).T for tag in tags}
+    except Exception as error:  # damaged events can raise anything
+        warnings.warn(f"the curves of {run.folder} cannot be read: {one_line(error)}", stacklevel=2)
+        return
+    epochs = run.summary.get("epochs", 1)
+    for tag, (step, value) in scalars.items():
+        epoch = np.ceil((step + 1) * epochs / steps).clip(1, epochs)
         logged = np.unique(epoch)
         yield tag, logged, np.array([value[epoch == e].mean() for e in logged])
 

@@ -1,14 +1,16 @@
 """The verb `compare`: a report on finished runs."""
 
+from dataclasses import fields
 from io import StringIO
 from pathlib import Path
 
 from mnist_lightning.evaluation.page import Report, Table, picture, render
 from mnist_lightning.files import write_whole
-from mnist_lightning.runs.run import Run, finished_runs
+from mnist_lightning.runs.finding import finished_runs
+from mnist_lightning.runs.run import Run
 
 
-def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> Report:
+def compare_runs(*runs: str, output: str = "report", ensemble: bool = False, root: str | None = None) -> Report:
     """Compares runs: tables, significance tests and figures on one HTML page.
 
     Runs that differ only in the seed count as one model. Runs on different test sets are compared separately. Figures
@@ -17,15 +19,16 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> 
     For a single run, the report adds precision, recall and F1 of each digit, also as text in summary.txt.
 
     Args:
-        runs: Run folders, or folders that contain runs. Default: lightning_logs.
+        runs: Run folders, checkpoints, or folders that contain runs. Default: lightning_logs.
         output: Folder of the report: index.html, table.csv, table.md and the figures as PNG files.
         ensemble: Add two ensembles of the models: mean probability and majority vote.
+        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, or `data` if that is not set.
 
     Returns:
         The report.
 
     Raises:
-        InputError: If a path is not a folder, or there is no finished run.
+        InputError: If a path names no run, or there is no finished run.
     """
     # `compare --help` doesn't wait for these imports.
     from rich.console import Console
@@ -41,7 +44,7 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> 
     sections, markdown = [], []
     for number, comparison in enumerate(comparisons, start=1):
         prefix = f"{number}-" if number > 1 else ""
-        table, figures = results_table(comparison), draw_all(comparison)
+        table, figures = results_table(comparison), draw_all(comparison, root)
         pictures = [picture(figure, caption, folder / f"{prefix}{name}.png") for name, figure, caption in figures]
         sections.append((comparison, table, pictures))
         markdown.append("\n".join([table.markdown(), *(f"- {pair}" for pair in comparison.pairs), ""]))
@@ -66,10 +69,13 @@ def _summary(run: Run) -> tuple[Table, list[str]]:
     from mnist_lightning.evaluation.metrics import Metrics, metrics_table
 
     summary = run.summary
-    splits = {split: Metrics(**summary[split]) for split in ("test", "val", "train") if summary.get(split)}
-    names = ("parameters", "epochs", "best_epoch", "train_seconds", "device", "hyper_parameters", "versions")
-    title = f"{run.name}: {summary['model']} on {run.source}, seed {summary['seed']}"
-    return metrics_table(splits, title), [f"{name.replace('_', ' ')}: {_words(summary.get(name))}" for name in names]
+    names = {field.name for field in fields(Metrics)}
+    complete = [split for split in ("test", "val", "train") if names <= summary.get(split, {}).keys()]
+    splits = {split: Metrics(**{name: summary[split][name] for name in names}) for split in complete}
+    facts = ("parameters", "epochs", "best_epoch", "train_seconds", "device", "hyper_parameters", "versions")
+    seed = "unknown seed" if run.seeds is None else f"seed {summary['seed']}"
+    title = f"{run.name}: {summary.get('model')} on {run.source}, {seed}"
+    return metrics_table(splits, title), [f"{name.replace('_', ' ')}: {_words(summary.get(name))}" for name in facts]
 
 
 def _words(value: object) -> str:

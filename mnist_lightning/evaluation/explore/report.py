@@ -16,20 +16,22 @@ def explore_data(source: str = "mnist", root: str | None = None, output: str = "
     """Describes a data set: classes, intensities, sizes, neighbours, outliers, suspicious labels.
 
     Args:
-        source: Name of the data source, as in --data.source.
-        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, or else `data`.
+        source: Name of the data source: mnist, fashion_mnist, kmnist, qmnist, emnist_digits, digits or folder:PATH.
+            It is downloaded if it is not on disk.
+        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, or `data` if that is not set.
         output: Folder of the report: index.html and the figures as PNG files.
 
     Returns:
         The page.
 
     Raises:
-        InputError: If the source is not on disk, or is damaged.
+        InputError: If the source is neither on disk nor downloadable, or is damaged.
     """
-    from mnist_lightning.data.sources import read
+    from mnist_lightning.data.sources import fetch, read
     from mnist_lightning.evaluation.explore.exploration import explore
     from mnist_lightning.evaluation.explore.figures import draw_all
 
+    fetch(source, root)
     exploration = explore(read(source, root, train=True), read(source, root, train=False))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

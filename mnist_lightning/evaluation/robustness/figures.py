@@ -15,7 +15,7 @@ from mnist_lightning.evaluation.charts import draw_cells, draw_reliability, heat
 from mnist_lightning.evaluation.robustness.measure import SEVERITIES, Robustness
 from mnist_lightning.evaluation.robustness.unknowns import Detection
 from mnist_lightning.evaluation.statistics import Float, expected_calibration_error
-from mnist_lightning.runs.run import best_by_validation
+from mnist_lightning.runs.finding import best_by_validation
 
 
 def draw_errors(results: Robustness) -> Iterator[tuple[str, Figure, str]]:

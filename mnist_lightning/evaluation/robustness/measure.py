@@ -26,7 +26,8 @@ from mnist_lightning.evaluation.statistics import (
     expected_calibration_error,
 )
 from mnist_lightning.runs.checkpoint import find_checkpoint, load, read_checkpoint, temperature_in
-from mnist_lightning.runs.run import Run, group_by_test_set, names_of
+from mnist_lightning.runs.finding import group_by_test_set, names_of
+from mnist_lightning.runs.run import Run
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _BATCH_SIZE = 256  # with 512, a GNN takes 2.5 times as long per digit
@@ -58,7 +59,7 @@ class Model:
     """A trained model, with one run per seed.
 
     Attributes:
-        name: Name for tables and figures, see `runs.run.names_of`.
+        name: Name for tables and figures, see `runs.finding.names_of`.
         runs: The model's n runs.
         classifiers: Best checkpoint of each run, loaded.
         temperatures: Temperature of each run, None for a checkpoint without one.
@@ -106,12 +107,13 @@ class TestSet:
     models: list[Model]
 
 
-def test_sets(runs: Sequence[Run], problems: list[str]) -> Iterator[TestSet]:
+def test_sets(runs: Sequence[Run], problems: list[str], root: str | None) -> Iterator[TestSet]:
     """Groups runs by test set, reads the test images and loads the best checkpoints.
 
     Args:
         runs: Finished runs of any models, sources and seeds.
         problems: List that gets a line for each run that cannot be measured.
+        root: Folder of the data; see `data_root`.
 
     Yields:
         Test sets, the one with the most models first.
@@ -119,7 +121,7 @@ def test_sets(runs: Sequence[Run], problems: list[str]) -> Iterator[TestSet]:
     for groups in group_by_test_set(runs):
         source = groups[0][0].source
         try:
-            images, labels = read(source, train=False)
+            images, labels = read(source, root, train=False)
             if not np.array_equal(labels.numpy(), groups[0][0].labels):
                 raise InputError("the test labels on disk differ from the labels in the runs")
         except InputError as error:

@@ -9,7 +9,7 @@ from mnist_lightning.checks import check_types
 from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation.page import Picture, Report, Table, picture, render
 from mnist_lightning.files import write_whole
-from mnist_lightning.runs.run import finished_runs
+from mnist_lightning.runs.finding import finished_runs
 
 if TYPE_CHECKING:  # `robustness --help` answers before torch is imported
     from torch import Tensor
@@ -22,6 +22,7 @@ def measure_robustness(
     output: str = "robustness",
     severities: Literal["published", "all"] = "published",
     source: Literal["computed", "mnist_c"] = "computed",
+    root: str | None = None,
 ) -> Report:
     """Measures models on corrupted digits and on pictures without digits: tables and figures on one HTML page.
 
@@ -30,10 +31,11 @@ def measure_robustness(
     images.
 
     Args:
-        runs: Run folders, or folders that contain runs. Default: lightning_logs.
+        runs: Run folders, checkpoints, or folders that contain runs. Default: lightning_logs.
         output: Folder of the report: index.html, table.csv, table.md, unknowns.csv and the figures as PNG files.
         severities: Severities to measure: those of MNIST-C's files, or all from 1 to 5, which takes five times as long.
         source: Origin of the corrupted digits: computed here, or read from MNIST-C's files in the data folder.
+        root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, or `data` if that is not set.
 
     Returns:
         The report.
@@ -50,8 +52,8 @@ def measure_robustness(
 
     finished, problems = finished_runs(runs)
     subjects = [
-        (test_set, _corrupted(test_set, source), unknown_sets(test_set.images, test_set.labels))
-        for test_set in test_sets(finished, problems)
+        (test_set, _corrupted(test_set, source, root), unknown_sets(test_set.images, test_set.labels, root=root))
+        for test_set in test_sets(finished, problems, root)
     ]
     if not subjects:
         raise InputError(f"no run can be measured: {problems[-1]}")
@@ -112,7 +114,7 @@ def _pictures(results: "Robustness", folder: Path, prefix: str) -> list[list[Pic
     ]
 
 
-def _corrupted(test_set: "TestSet", source: str) -> "Callable[[Condition], Tensor]":
+def _corrupted(test_set: "TestSet", source: str, root: str | None) -> "Callable[[Condition], Tensor]":
     """Returns a function that returns the corrupted test images.
 
     All of MNIST-C's files are read here, so that a missing file is reported before the work begins.
@@ -125,7 +127,7 @@ def _corrupted(test_set: "TestSet", source: str) -> "Callable[[Condition], Tenso
         raise InputError(f"--source mnist_c needs runs on mnist, got runs on {test_set.source}")
     images = {}
     for corruption in CORRUPTIONS:
-        images[corruption], labels = read_mnist_c(corruption)
+        images[corruption], labels = read_mnist_c(corruption, root)
         if not labels.equal(test_set.labels):
             raise InputError(f"the labels of MNIST-C's {corruption} differ from the test labels of mnist")
     return lambda condition: images[condition.corruption]

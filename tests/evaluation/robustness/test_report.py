@@ -218,7 +218,7 @@ def test_no_run_can_be_measured(runs: Path, tmp_path: Path) -> None:
 
 
 def test_test_labels_that_changed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def rolled(source: str, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def rolled(source: str, root: str | None, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = read(source, train=train)
         return images, labels.roll(1)
 
@@ -237,7 +237,7 @@ def test_mnist_c_needs_published_severities_and_mnist(runs: Path) -> None:
 def as_mnist(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Renames the runs' source to mnist, and lets every source return scikit-learn's digits."""
     digits = read("digits", train=False)
-    monkeypatch.setattr("mnist_lightning.evaluation.robustness.measure.read", lambda source, train: digits)
+    monkeypatch.setattr("mnist_lightning.evaluation.robustness.measure.read", lambda source, root, train: digits)
     for summary in runs.rglob(Run("").summary_file.name):
         summary.write_text(summary.read_text().replace('"source": "digits"', '"source": "mnist"'))
 
@@ -246,16 +246,16 @@ def as_mnist(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mnist_c(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logs = Path(shutil.copytree(runs / "mlp", tmp_path / "logs"))
     as_mnist(logs, monkeypatch)
-    monkeypatch.setenv("MNIST_LIGHTNING_DATA", str(tmp_path))
+    root = str(tmp_path)
     with pytest.raises(InputError, match=r"mnist_c/shot_noise/test_images\.npy"):
-        measure_robustness(str(logs), source="mnist_c")
+        measure_robustness(str(logs), source="mnist_c", root=root)
     images, labels = read("digits", train=False)
     for corruption in CORRUPTIONS:
         folder = tmp_path / "mnist_c" / corruption
         folder.mkdir(parents=True)
         np.save(folder / "test_images.npy", (images if corruption == "fog" else 255 - images)[..., None].numpy())
         np.save(folder / "test_labels.npy", labels.numpy())
-    page = measure_robustness(str(logs), source="mnist_c").page
+    page = measure_robustness(str(logs), source="mnist_c", root=root).page
     errors = {row["corruption"]: float(row["error"]) for row in rows(page.parent)}
     assert errors["fog"] == errors["clean"] < 0.9
     wrong = load(logs / "version_0").classify(255 - images).argmax(dim=1) != labels
@@ -263,7 +263,7 @@ def test_mnist_c(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "are those of MNIST-C's files" in page.read_text()
     np.save(folder / "test_labels.npy", labels.roll(1).numpy())
     with pytest.raises(InputError, match="labels of MNIST-C's canny_edges differ from the test labels of mnist"):
-        measure_robustness(str(logs), source="mnist_c")
+        measure_robustness(str(logs), source="mnist_c", root=root)
 
 
 @pytest.mark.slow
