@@ -253,6 +253,8 @@ def with_configs(args: list[str]) -> list[str]:
         if flag in words:  # last, because a config has these options, too
             index = words.index(flag)
             words = [*words[:index], *words[index + 2 :], *words[index : index + 2]]
+    if "--ckpt_path" in words and config is None and not names_model:
+        raise InputError(f"{words[-1]} is not part of a run with a config; name its model and data with --config")
     return words if names_model or config is None else [words[0], "--config", str(config), *words[1:]]
 
 

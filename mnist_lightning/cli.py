@@ -180,11 +180,14 @@ def _run_trainer(args: list[str]) -> None:
         args = [verb, "--help"]
     _prepare_process()
     # Classes of your own may be in the current folder. The last place: a file torch.py there must not shadow torch.
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    from mnist_lightning.training.command import run
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        from mnist_lightning.training.command import run
 
-    run(args)
+        run(args)
+    finally:
+        sys.path.remove(here)
 
 
 def _run_verb(verb: str, args: list[str]) -> None:

@@ -47,7 +47,8 @@ def metrics(logits: Tensor, labels: Tensor, loss: float) -> Metrics:
     predicted = logits.argmax(dim=1)
     scores = precision_recall_fscore_support(labels.numpy(), predicted.numpy(), labels=range(CLASSES), zero_division=0)
     accuracy = (predicted == labels).sum().item() / len(labels)
-    return Metrics(accuracy, loss, *(by_class.tolist() for by_class in scores))
+    precision, recall, f1, support = (by_class.tolist() for by_class in scores)
+    return Metrics(accuracy, loss, precision, recall, f1, list(map(int, support)))  # floats, if a class is missing
 
 
 def metrics_table(splits: dict[str, Metrics], title: str) -> Table:

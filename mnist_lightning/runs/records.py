@@ -50,7 +50,8 @@ _SPLIT = {
     "accuracy": _SHARE,
     "loss": _NUMBER,
     **dict.fromkeys(("precision", "recall", "f1"), _Kind(_ten(_is_share), "ten numbers from 0 to 1")),
-    "support": _Kind(_ten(_is_count), "ten integers of 0 or more"),
+    # Earlier versions wrote 3.0 for 3 if a class was missing.
+    "support": _Kind(_ten(lambda value: _is_amount(value) and value == int(value)), "ten integers of 0 or more"),
 }
 _SUMMARY = {
     **dict.fromkeys(("experiment", "source", "model", "precision", "device"), _TEXT),
