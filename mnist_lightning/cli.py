@@ -72,7 +72,9 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: The arguments. Default: those of the process.
     """
-    args = sys.argv[1:] if args is None else args
+    if args is None:
+        args = sys.argv[1:]
+        _print_warnings_without_paths()
     if args[:1] == ["help"]:  # `help fit` is `fit --help`
         args = [*args[1:2], "--help"]
     verb = args[0] if args else ""
@@ -121,6 +123,16 @@ def _verbs() -> list[str]:
 
 def _print_error(error: object) -> None:
     sys.stderr.write(f"mnist-lightning: error: {one_line(error, 1000)}\n")
+
+
+def _print_warnings_without_paths() -> None:
+    """Prints each warning on one line, also after Lightning has replaced `formatwarning`."""
+    import warnings
+
+    def show(message: Warning | str, *_: object) -> None:
+        sys.stderr.write(f"mnist-lightning: warning: {one_line(message, 1000)}\n")
+
+    warnings.showwarning = show  # type: ignore[assignment]
 
 
 def _prepare_process() -> None:
