@@ -20,7 +20,8 @@ from mnist_lightning.classifier import Standardize
 from mnist_lightning.cli import main
 from mnist_lightning.explain.saliency import grad_cam
 from mnist_lightning.runs.checkpoint import read_checkpoint
-from mnist_lightning.runs.run import Run, finished_runs, group_by_test_set, names_of
+from mnist_lightning.runs.finding import finished_runs, group_by_test_set, names_of
+from mnist_lightning.runs.run import Run
 from mnist_lightning.training.checkpoints import AtomicCheckpointIO
 from mnist_lightning.training.tensorboard import RunLogger
 
