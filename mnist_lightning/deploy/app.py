@@ -84,7 +84,7 @@ def start(models: "Mapping[str, Classifier]", port: int = 7860, host: str = "127
 
     app: Any = build(models)
     site: Any = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state_session_capacity = 100
+    app.state_session_capacity = 10  # sessions hold nothing, but visitors choose their names, of up to 10 MiB
     gradio.mount_gradio_app(
         site,
         app,

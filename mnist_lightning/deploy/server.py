@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _MAX_CONNECTIONS = 64  # far below the usual limits of open files, 256 and 1024
-_REQUEST_SECONDS = 10  # until a connection has sent the headers of a request
+_REQUEST_SECONDS = 5  # until a connection has sent the headers of a request
 _ANSWER_SECONDS = 60  # from then until the answer is sent
 _SECURITY = [
     # Gradio compiles its templates.
@@ -165,7 +165,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             headers=_SECURITY,
-            backlog=16,  # also the number of connections that asyncio accepts before it closes any
+            backlog=16,  # the number of connections that asyncio accepts before it closes any
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
@@ -173,6 +173,7 @@ class Server(uvicorn.Server):
         self.thread.start()
         while not self.started and self.thread.is_alive():
             sleep(0.01)
+        listener.listen(1024)  # the number of connections that wait; uvicorn takes one number for both
 
     def close(self) -> None:
         """Stops the server within two seconds; requests that are not answered by then fail."""
