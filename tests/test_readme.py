@@ -18,7 +18,9 @@ def blocks(text: str) -> list[str]:
 COMPARE, *OTHERS = blocks(README)
 
 
-@pytest.mark.parametrize("code", OTHERS, ids=["corruptions", "connectivity", "classify", "Trainer", "plain module", "bare loop"])
+@pytest.mark.parametrize(
+    "code", OTHERS, ids=["corruptions", "connectivity", "classify", "Trainer", "plain module", "bare loop"]
+)
 def test_library_examples_run(code: str) -> None:
     exec(code, {})
 

@@ -10,7 +10,7 @@ from io import BytesIO
 from itertools import takewhile
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mnist_lightning.deploy.classify import remark
 from mnist_lightning.errors import InputError, one_line
@@ -19,9 +19,6 @@ from mnist_lightning.runs.run import Run
 
 if TYPE_CHECKING:  # `app --help` answers before these are imported
     import gradio
-    from starlette.middleware.base import RequestResponseEndpoint
-    from starlette.requests import Request
-    from starlette.responses import Response
     from torch import Tensor
 
     from mnist_lightning.classifier import Classifier
@@ -30,7 +27,7 @@ MAX_REQUEST = 10 * 2**20  # bytes; the page shrinks photos well below that
 _TEMPLATES = Path(__file__).with_name("templates")
 _ANSWERS = "deploy/templates/answers.html"
 _ENDPOINT = "/gradio_api/component_server/"
-_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"  # Gradio compiles its templates
+_FILES = r"/|/theme\.css|/manifest\.json|/favicon\.ico|/(assets|static)/[\w./-]+"
 
 
 def serve(*checkpoints: str, port: int = 7860, host: str = "127.0.0.1") -> None:
@@ -50,7 +47,7 @@ def serve(*checkpoints: str, port: int = 7860, host: str = "127.0.0.1") -> None:
         raise InputError("the app needs Gradio, which is not installed: pip install 'mnist-lightning[app]'")
     if not checkpoints:
         raise InputError("no checkpoint is given; use app RUN_FOLDER...")
-    _check_address(host, port)
+    _listen(host, port).close()  # fails before models are loaded
     from mnist_lightning.runs.checkpoint import find_checkpoint, load
 
     paths = [find_checkpoint(checkpoint) for checkpoint in checkpoints]
@@ -60,6 +57,8 @@ def serve(*checkpoints: str, port: int = 7860, host: str = "127.0.0.1") -> None:
     try:
         app.server.thread.join()
     except KeyboardInterrupt:
+        pass
+    finally:
         app.close(verbose=False)
 
 
@@ -77,32 +76,34 @@ def start(models: "Mapping[str, Classifier]", port: int = 7860, host: str = "127
     Raises:
         InputError: If the port is in use.
     """
-    app = build(models)
-    from gradio.themes import Base
-    from starlette.middleware import Middleware
-    from starlette.middleware.base import BaseHTTPMiddleware
+    listener = _listen(host, port)
+    import gradio
+    from fastapi import FastAPI
 
-    gate = Middleware(BaseHTTPMiddleware, dispatch=_gate)
-    try:
-        app.launch(
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            inline=False,
-            share=False,
-            ssr_mode=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            run_history=False,
-            footer_links=[],
-            state_session_capacity=100,
-            theme=Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None, "openapi_url": None},
-        )
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}, port {port}: {one_line(error)}") from error
-    return app
+    from mnist_lightning.deploy.server import Gate, Server, names_of
+
+    app: Any = build(models)
+    site: Any = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state_session_capacity = 10  # sessions hold nothing, but visitors choose their names, of up to 10 MiB
+    gradio.mount_gradio_app(
+        site,
+        app,
+        path="/",
+        server_name=host,
+        server_port=port,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        run_history=False,
+        footer_links=[],
+        theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    )
+    # The attributes that Gradio's own `launch` sets.
+    app.server = Server(Gate(site, _FILES, _ENDPOINT, MAX_REQUEST, *names_of(listener, host)), listener)
+    app.server_app = app.app = site.routes[-1].app
+    name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    app.local_url, app.is_running = f"http://{name}:{port}/", True
+    return app  # type: ignore[no-any-return]
 
 
 def build(models: "Mapping[str, Classifier]") -> "gradio.Blocks":
@@ -116,15 +117,14 @@ def build(models: "Mapping[str, Classifier]") -> "gradio.Blocks":
 
     from mnist_lightning.data.handwriting import digit_of, open_picture
 
-    # One request at a time: Grad-CAM adds hooks to the model, and each model uses all cores.
-    lock = Lock()
+    lock = Lock()  # one picture at a time: a decoded picture may need much memory, and each model uses all cores
 
     def answer(value: object) -> str:
         try:
-            began = time.perf_counter()
-            digit = digit_of(open_picture(_content(value), "the picture"), "the picture")
-            milliseconds = 1000 * (time.perf_counter() - began)
             with lock:
+                began = time.perf_counter()
+                digit = digit_of(open_picture(_content(value), "the picture"), "the picture")
+                milliseconds = 1000 * (time.perf_counter() - began)
                 return answers_html(models, digit, milliseconds)
         except InputError as error:
             return render(_ANSWERS, problem=str(error))
@@ -229,32 +229,13 @@ def _content(value: object) -> bytes:
     raise InputError(f"{one_line(text, 60)} cannot be read as a picture; give a PNG, JPEG, WebP, GIF or BMP")
 
 
-async def _gate(request: "Request", call_next: "RequestResponseEndpoint") -> "Response":
-    """Blocks all requests except the page's files and JSON to classify, of at most `MAX_REQUEST` bytes."""
-    from starlette.responses import PlainTextResponse
+def _listen(host: str, port: int) -> socket.socket:
+    """Binds a socket, and names the address if that fails."""
+    from mnist_lightning.deploy.server import listen
 
-    is_json = request.headers.get("content-type") == "application/json"
-    is_question = is_json and request.scope["path"] == _ENDPOINT
-    length = request.headers.get("content-length", "")  # chunked requests have none
-    is_small = length.isdecimal() and int(length) <= MAX_REQUEST
-    if request.method in ("GET", "HEAD") or (is_question and is_small):
-        response = await call_next(request)
-    elif is_question:
-        response = PlainTextResponse(f"a request must state its length, at most {MAX_REQUEST} bytes", 413)
-    else:
-        response = PlainTextResponse("not found", 404)
-    response.headers["content-security-policy"] = _POLICY
-    return response
-
-
-def _check_address(host: str, port: int) -> None:
-    """Fails before models are loaded, and names the address, unlike Gradio."""
     if not 0 < port < 2**16:
         raise InputError(f"port must be from 1 to 65535, got {port}")
     try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        return listen(host, port)
     except OSError as error:
         raise InputError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error

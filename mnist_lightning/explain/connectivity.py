@@ -1,5 +1,7 @@
 """Explains a GNN's prediction: evidence of each superpixel, importance of each edge."""
 
+import math
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -7,15 +9,28 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.explain import AttentionExplainer, Explainer, ExplainerAlgorithm, GNNExplainer
-from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
+from torch_geometric.explain.algorithm.utils import set_masks
+from torch_geometric.nn import MessagePassing
 
 from mnist_lightning.data.sources import CLASSES
 from mnist_lightning.data.superpixels import superpixel_graphs
 from mnist_lightning.errors import InputError, one_line
 from mnist_lightning.explain import Method
+from mnist_lightning.explain.private import private
 from mnist_lightning.models.gnn import GNN
 
-_ALGORITHMS = {"gnn_explainer": GNNExplainer, "attention": AttentionExplainer}
+
+class SeededGNNExplainer(GNNExplainer):  # type: ignore[misc]
+    """GNNExplainer whose initial mask does not depend on torch's random state, which all threads share."""
+
+    def _initialize_masks(self, x: Tensor, edge_index: Tensor) -> None:
+        super()._initialize_masks(x, edge_index)
+        std = nn.init.calculate_gain("relu") * math.sqrt(2 / (2 * len(x)))  # as in GNNExplainer
+        noise = torch.randn(edge_index.shape[1], generator=torch.Generator().manual_seed(0))
+        self.edge_mask = nn.Parameter(noise.to(x.device) * std)
+
+
+_ALGORITHMS = {"gnn_explainer": SeededGNNExplainer, "attention": AttentionExplainer}
 
 
 @dataclass(frozen=True)
@@ -100,15 +115,16 @@ def connectivity(
         raise InputError(f"image must be torch.uint8 [28, 28], got {image.dtype} {list(image.shape)}")
     if target is not None and not 0 <= target < CLASSES:
         raise InputError(f"target must be a class from 0 to {CLASSES - 1}, got {target}")
+    own = _private(model)
     graph = superpixel_graphs(image[None])
-    x, edge_index, pos = (part.to(model.device) for part in (graph.x, graph.edges.long(), graph.pos))
+    x, edge_index, pos = (part.to(own.device) for part in (graph.x, graph.edges.long(), graph.pos))
     neighbors = edge_index[0].view(len(x), -1)  # the fast path of `classify`, for the same logits
     with torch.no_grad():
-        embeddings = model.embeddings(x, edge_index, pos, neighbors)
-        evidence = model.evidence(x, embeddings[-1])
-        logits = model(x, edge_index, pos, neighbors=neighbors)[0]
+        embeddings = own.embeddings(x, edge_index, pos, neighbors)
+        evidence = own.evidence(x, embeddings[-1])
+        logits = own(x, edge_index, pos, neighbors=neighbors)[0]
     target = int(logits.argmax()) if target is None else target
-    importance = edge_importance(model, x, edge_index, pos, target, method)
+    importance = edge_importance(own, x, edge_index, pos, target, method)
     return Connectivity(
         image=image,
         label=label,
@@ -146,15 +162,16 @@ def edge_importance(
     """
     if isinstance(method, str) and method not in get_args(Method):
         raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    own = _private(model)
     if method == "gradient":
-        return _gradient(model, x, edge_index, pos, target)
+        return _gradient(own, x, edge_index, pos, target)
     if method == "occlusion":
-        return _occlusion(model, x, edge_index, pos, target)
-    algorithm = _ALGORITHMS[method]() if isinstance(method, str) else method
+        return _occlusion(own, x, edge_index, pos, target)
+    algorithm = _ALGORITHMS[method]() if isinstance(method, str) else private(method)[0]  # threads may share it
     is_attention = isinstance(algorithm, AttentionExplainer)  # the same for all classes
     try:
         explainer = Explainer(
-            model,
+            own,
             algorithm,
             explanation_type="model" if is_attention else "phenomenon",  # a phenomenon has a target
             edge_mask_type="object",
@@ -168,15 +185,20 @@ def edge_importance(
     return mask.detach()
 
 
+def _private(model: GNN) -> GNN:
+    """Private copy in evaluation mode."""
+    own, _ = private(model)
+    for layer in own.modules():
+        if isinstance(layer, MessagePassing):
+            layer.inspector = deepcopy(layer.inspector)  # changed by `set_masks`
+    return own.eval()
+
+
 def _gradient(model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int) -> Tensor:
     """Derivative of the logit by a factor of 1 on the edge's messages in all layers."""
     factor = nn.Parameter(torch.ones(edge_index.shape[1], device=x.device))  # PyG copies any other tensor
     set_masks(model, factor, edge_index, apply_sigmoid=False)
-    try:
-        logit = model(x, edge_index, pos)[0, target]
-    finally:
-        clear_masks(model)
-    return torch.autograd.grad(logit, factor)[0]
+    return torch.autograd.grad(model(x, edge_index, pos)[0, target], factor)[0]
 
 
 def _occlusion(model: GNN, x: Tensor, edge_index: Tensor, pos: Tensor, target: int) -> Tensor:

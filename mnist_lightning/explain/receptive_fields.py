@@ -1,6 +1,7 @@
 """Positions of a convolutional model's feature map units on the input image."""
 
 from collections import Counter
+from functools import partial
 from itertools import dropwhile
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mnist_lightning.classifier import Classifier
+from mnist_lightning.explain.private import private
 
 SIDE = 28  # pixels of a digit
 
@@ -78,7 +80,7 @@ def spatial_layers(model: Classifier) -> dict[nn.Module, tuple[Grid, Grid]]:
             grids[units] = list(grids.values())[-1].resized(units)
         return grids[units]
 
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(module: nn.Module, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         calls[module] += 1
         if not all(isinstance(maps, Tensor) and maps.ndim == 4 for maps in (*inputs[:1], output)):
             return
@@ -89,11 +91,10 @@ def spatial_layers(model: Classifier) -> dict[nn.Module, tuple[Grid, Grid]]:
         if min(output.shape[2:]) > 1:
             layers[module] = (grid(0, output), grid(1, output))
 
-    hooks = [module.register_forward_hook(record) for module in model.modules() if module is not model]
-    try:
-        model.classify(torch.zeros(1, SIDE, SIDE, dtype=torch.uint8))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    own, copies = private(model)
+    for module, private_module in copies.items():
+        if private_module is not own:
+            private_module.register_forward_hook(partial(record, module))
+    own.eval().classify(torch.zeros(1, SIDE, SIDE, dtype=torch.uint8))
     convolved = dropwhile(lambda layer: not isinstance(layer[0], nn.Conv2d), layers.items())
     return {module: grids for module, grids in convolved if calls[module] == 1}  # Captum needs a single output

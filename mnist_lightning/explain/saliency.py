@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mnist_lightning.classifier import CLASSES, Classifier
 from mnist_lightning.errors import InputError
+from mnist_lightning.explain.private import private
 from mnist_lightning.explain.receptive_fields import SIDE, spatial_layers
 
 
@@ -41,20 +42,20 @@ def grad_cam(
     """
     from captum.attr import LayerGradCam
 
-    _check_model(model)
-    layers = spatial_layers(model)
+    own, copies = _explainable(model)
+    layers = spatial_layers(own)
     if not layers:
-        name = model.architecture.__name__
+        name = own.architecture.__name__
         raise InputError(f"Grad-CAM needs convolutions, and {name} has none; use input_gradients or occlusion")
-    layer = layer or list(layers)[-1]
+    layer = copies[layer] if layer else list(layers)[-1]
     rows, columns = (grid.weights() for grid in layers[layer])
-    method = LayerGradCam(model, layer)
+    method = LayerGradCam(own, layer)
 
     def attribute(pixels: Tensor, target: Tensor) -> Tensor:
         coarse = method.attribute(pixels, target=target, relu_attributions=True).cpu()
         return torch.einsum("ri,bkij,cj->bkrc", rows, coarse, columns)
 
-    return _maps(model, digits, targets, attribute)
+    return _maps(own, digits, targets, attribute)
 
 
 def input_gradients(model: Classifier, digits: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -84,7 +85,8 @@ def input_gradients(model: Classifier, digits: Tensor, targets: Tensor | None = 
     """
     from captum.attr import InputXGradient
 
-    return _maps(model, digits, targets, InputXGradient(model).attribute)
+    own, _ = _explainable(model)
+    return _maps(own, digits, targets, InputXGradient(own).attribute)
 
 
 def occlusion(model: Classifier, digits: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -107,15 +109,16 @@ def occlusion(model: Classifier, digits: Tensor, targets: Tensor | None = None) 
     """
     from captum.attr import Occlusion
 
+    own, _ = _explainable(model)
     # float64, because in float32 the logarithm of a probability close to 1 is 0
-    method = Occlusion(lambda pixels: model(pixels).double().log_softmax(dim=1))
+    method = Occlusion(lambda pixels: own(pixels).double().log_softmax(dim=1))
 
     def attribute(pixels: Tensor, target: Tensor) -> Tensor:
         windows_at_once = max(1, 512 // len(pixels))
         decreases: Tensor = method.attribute(pixels, (1, 3, 3), target=target, perturbations_per_eval=windows_at_once)
         return decreases.float()
 
-    return _maps(model, digits, targets, attribute)
+    return _maps(own, digits, targets, attribute)
 
 
 def classes_to_explain(model: Classifier, digits: Tensor, targets: Tensor | None) -> Tensor:
@@ -144,15 +147,17 @@ def classes_to_explain(model: Classifier, digits: Tensor, targets: Tensor | None
     return targets
 
 
-def _check_model(model: Classifier) -> None:
-    if type(model).inputs is not Classifier.inputs:
-        name = model.architecture.__name__
+def _explainable(model: Classifier) -> tuple[Classifier, dict[nn.Module, nn.Module]]:
+    """Private copy of an image model in evaluation mode, and the copy of each module."""
+    own, copies = private(model)
+    if type(own).inputs is not Classifier.inputs:
+        name = own.architecture.__name__
         raise InputError(f"saliency maps need a model of images, got a {name}; explain a GNN with `connectivity`")
+    return own.eval(), copies
 
 
 def _maps(model: Classifier, digits: Tensor, targets: Tensor | None, attribute: Callable[..., Tensor]) -> Tensor:
     """Captum's attributions of all digits, 64 at a time."""
-    _check_model(model)
     classes = classes_to_explain(model, digits, targets)
     maps = [torch.empty(0, SIDE, SIDE)]
     for part, target in zip(torch.split(digits, 64), torch.split(classes, 64), strict=True):
