@@ -112,12 +112,15 @@ def _print_error(error: object) -> None:
 
 def _prepare_process() -> None:
     """Changes settings of the process that a library must not change."""
+    import logging
     import threading
     import warnings
 
     gc.disable()  # imports create half a million objects that stay; frozen below
     for message in _IRRELEVANT:
         warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # notes on damaged metadata; unusable pictures raise errors
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.formatwarning = lambda message, *_: f"mnist-lightning: warning: {one_line(message, 1000)}\n"
     threading.excepthook = _thread_failed
     _keep_freed_memory()

@@ -14,6 +14,7 @@ from mnist_lightning.data.sources import CLASSES
 
 COMPONENTS = 50  # principal components for the neighbour search: nine tenths of MNIST's variance
 NEIGHBORS = 10
+_MIN_DIFFERENT = 10  # images for t-SNE: it crashes on equal images, and a map of so few says nothing
 
 
 @dataclass(frozen=True)
@@ -148,15 +149,17 @@ def _extent(mask: Tensor) -> Tensor:
     return (until_last + since_first - mask.shape[1]).clamp_min(0)
 
 
-def tsne_map(components: Tensor) -> NDArray[np.float32]:
+def tsne_map(components: Tensor) -> NDArray[np.float32] | None:
     """Maps images to the plane by t-SNE (van der Maaten and Hinton 2008).
 
     Args:
         components: Principal components of the M images, float [M, K].
 
     Returns:
-        Coordinates of the images [M, 2].
+        Coordinates of the images [M, 2]; None for fewer than ten different images.
     """
+    if len(components.unique(dim=0)) < _MIN_DIFFERENT:
+        return None
     perplexity = min(30.0, (len(components) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=0)
     points: NDArray[np.float32] = tsne.fit_transform(components.numpy())

@@ -28,9 +28,10 @@ def draw_all(exploration: Exploration) -> Iterator[tuple[str, Figure, str]]:
     sample = torch.from_numpy(np.random.default_rng(0).permutation(len(exploration.labels)))
     points = exploration.components[sample[:5000], :2].numpy()
     yield "pca", _map(exploration.labels[sample[:5000]], points), "The first two principal components."
-    points = tsne_map(exploration.components[sample[:1500]])
-    caption = "t-SNE of a random sample. Small distances mean similar images; large distances mean little."
-    yield "t-sne", _map(exploration.labels[sample[:1500]], points), caption
+    similar = tsne_map(exploration.components[sample[:1500]])
+    if similar is not None:
+        caption = "t-SNE of a random sample. Small distances mean similar images; large distances mean little."
+        yield "t-sne", _map(exploration.labels[sample[:1500]], similar), caption
     pairs = exploration.closest_across(10)
     digits = [(i, f"\ndistance {distance:.2f}") for test, train, distance in pairs for i in (test, train)]
     figure = _sheet(exploration, digits, "Test images most similar to a training image")
