@@ -120,7 +120,8 @@ def explore(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Explor
     for digit in set(train[1].tolist()):
         members = train[0][train[1] == digit].float()
         deviations[digit], means[digit] = torch.std_mean(members, dim=0, correction=0)
-    components = PCA(min(COMPONENTS, len(pixels)), svd_solver="covariance_eigh").fit_transform(pixels.numpy())
+    with np.errstate(invalid="ignore"):  # equal images have no variance to explain
+        components = PCA(min(COMPONENTS, len(pixels)), svd_solver="covariance_eigh").fit_transform(pixels.numpy())
     search = NearestNeighbors(n_neighbors=min(NEIGHBORS, len(labels) - 1), algorithm="brute").fit(components)
     neighbors = torch.from_numpy(search.kneighbors(return_distance=False))
     parts = zip(torch.split(pixels, 1000), torch.split(neighbors, 1000), strict=True)

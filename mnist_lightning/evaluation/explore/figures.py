@@ -68,7 +68,7 @@ def intensities(exploration: Exploration) -> Figure:
     left, right = figure.subplots(1, 2)
     counts = torch.bincount(exploration.images.flatten().int(), minlength=256)[1:]
     left.bar(range(1, 256), counts.numpy(), width=1, color="#0072B2")
-    left.set(xlabel="intensity", ylabel="pixels", yscale="log")
+    left.set(xlabel="intensity", ylabel="pixels", yscale="log" if counts.any() else "linear")
     by_class = [exploration.intensity[exploration.labels == digit].numpy() for digit in range(CLASSES)]
     right.boxplot(by_class, positions=range(CLASSES), showfliers=False)
     right.set(xlabel="digit", ylabel="mean intensity of an image")

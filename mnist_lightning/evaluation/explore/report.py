@@ -41,7 +41,7 @@ def explore_data(source: str = "mnist", root: str | None = None, output: str = "
         table=_table(exploration),
         duplicates=[f"{exploration.name(first)} = {exploration.name(second)}" for first, second in duplicates],
         leaked=sum(first < exploration.train <= second for first, second in duplicates),
-        centre=exploration.centres[exploration.intensity > 0].mean(dim=0).tolist(),
+        centre=exploration.centres.nanmean(dim=0).tolist(),  # black images have no centre
         black=float((exploration.images == 0).float().mean()),
         pictures=[picture(figure, caption, folder / f"{name}.png") for name, figure, caption in draw_all(exploration)],
     )
@@ -54,7 +54,7 @@ def _table(exploration: "Exploration") -> Table:
 
     def by_class(values: "Tensor", form: str) -> list[str]:
         parts = [values[exploration.labels == digit] for digit in range(10)]
-        return [format(float(part.mean()), form) for part in (*parts, values)]
+        return [format(float(part.mean()), form) if len(part) else "?" for part in (*parts, values)]
 
     rows = []
     for name, train in (("training", True), ("test", False)):
