@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +10,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnist_lightning.errors import InputError, printable
 from mnist_lightning.files import write_whole
 
 if TYPE_CHECKING:  # `VERB --help` answers before these are imported
@@ -18,6 +20,7 @@ if TYPE_CHECKING:  # `VERB --help` answers before these are imported
     from rich.table import Table as RichTable
 
 _PACKAGE = Path(__file__).parents[1]
+_GENERATOR = b'<meta name="generator" content="mnist-lightning">'  # in templates/page.html
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
+    def __post_init__(self) -> None:
+        """Makes all texts printable, because names come from strangers' files."""
+        object.__setattr__(self, "title", printable(self.title))
+        object.__setattr__(self, "header", [printable(name) for name in self.header])
+        rows = [[printable(cell) if isinstance(cell, str) else cell for cell in row] for row in self.rows]
+        object.__setattr__(self, "rows", rows)
+
     def markdown(self) -> str:
         """The table in GitHub's Markdown.
 
@@ -46,9 +56,10 @@ class Table:
             | 7 | 1028 |
             <BLANKLINE>
         """
-        rule = ["---", *["---:"] * (len(self.header) - 1)]
-        lines = (f"| {' | '.join(map(str, row))} |" for row in (self.header, rule, *self.rows))
-        return "\n".join([f"**{self.title}**", "", *lines, ""])
+        header, *rows = [[markdown_text(cell) for cell in row] for row in (self.header, *self.rows)]
+        rule = ["---", *["---:"] * (len(header) - 1)]
+        lines = (f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+        return "\n".join([f"**{markdown_text(self.title)}**", "", *lines, ""])
 
     def csv(self) -> str:
         """Header and rows as CSV."""
@@ -68,6 +79,16 @@ class Table:
         return table
 
 
+def markdown_text(text: object) -> str:
+    r"""Escapes what Markdown or HTML would read as markup.
+
+    Example:
+        >>> print(markdown_text("cnn|a_b <i>"))
+        cnn\|a_b \<i\>
+    """
+    return re.sub(r"[\\`*{}\[\]<>|$~&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text))
+
+
 @dataclass(frozen=True)
 class Report:
     """A page that was written, and its main results for the terminal, where rich prints them.
@@ -84,6 +105,11 @@ class Report:
     lines: Sequence[str]
     left_out: Sequence[str]
 
+    def __post_init__(self) -> None:
+        """Makes all texts printable, as those of a table."""
+        for name in ("lines", "left_out"):
+            object.__setattr__(self, name, [printable(line) for line in getattr(self, name)])
+
     def __rich_console__(self, *_: Any) -> "Iterator[RenderableType]":
         from functools import partial
 
@@ -94,7 +120,7 @@ class Report:
         yield from (line(f"left out: {problem}") for problem in self.left_out)
         yield from self.tables
         yield from (line(f"  {text}") for text in self.lines)
-        yield line(str(self.page))
+        yield line(printable(self.page))
 
 
 @dataclass(frozen=True)
@@ -132,6 +158,29 @@ def picture(figure: "Figure", caption: str, path: Path | None = None) -> Picture
     return Picture(content.getvalue(), caption, wide=figure.get_figwidth() > 8)  # text would be too small at half width
 
 
+def report_folder(output: str) -> Path:
+    """Checks the folder of a report before the work for it begins.
+
+    Args:
+        output: Path of the folder, which need not exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If it is a file, or holds files but no report of this package, which alone may be replaced.
+    """
+    folder, page = Path(output), Path(output, "index.html")
+    if not folder.exists():
+        return folder
+    if not folder.is_dir():
+        raise InputError(f"output must be a folder, got the file {output}")
+    is_report = page.is_file() and _GENERATOR in page.read_bytes()[:1000]
+    if not is_report and any(file.name[0] != "." for file in folder.iterdir()):
+        raise InputError(f"output {output} holds other files than a report; choose a new or an empty folder")
+    return folder
+
+
 def render(template: str, **values: Any) -> str:
     """Renders a template of the package. Values are escaped, so text from users stays text.
 
@@ -153,6 +202,7 @@ def _environment() -> "Environment":
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # names come from strangers' files
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # spaces made a page 15 % larger
     # Style sheets and scripts are trusted files of the package.
@@ -172,4 +222,4 @@ def print_result(result: object) -> None:
     if not console.is_terminal:  # a pipe or a file has no width
         console.width = 240
     is_text = not hasattr(result, "__rich__") and not hasattr(result, "__rich_console__")
-    console.print(str(result) if is_text else result, soft_wrap=is_text, markup=False, crop=False)
+    console.print(printable(result) if is_text else result, soft_wrap=is_text, markup=False, crop=False)

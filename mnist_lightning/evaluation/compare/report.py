@@ -1,11 +1,15 @@
 """The verb `compare`: a report on finished runs."""
 
+from functools import partial
 from io import StringIO
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mnist_lightning.evaluation.page import Report, Table, picture, render
+from mnist_lightning.evaluation.page import Picture, Report, Table, markdown_text, picture, render, report_folder
 from mnist_lightning.files import write_whole
 from mnist_lightning.runs.run import Run, finished_runs
+
+if TYPE_CHECKING:  # `compare --help` answers before torch is imported
+    from mnist_lightning.evaluation.compare.comparison import Comparison
 
 
 def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> Report:
@@ -25,7 +29,7 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> 
         The report.
 
     Raises:
-        InputError: If a path is not a folder, or there is no finished run.
+        InputError: If a path is not a folder, there is no finished run, or the output folder holds other files.
     """
     # `compare --help` doesn't wait for these imports.
     from rich.console import Console
@@ -33,21 +37,26 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> 
     from mnist_lightning.evaluation.compare.comparison import MAIN_COLUMNS, compare, ensembles, raw_table, results_table
     from mnist_lightning.evaluation.compare.figures import draw_all
 
+    folder = report_folder(output)
     finished, left_out = finished_runs(runs)
     comparisons = compare([*finished, *ensembles(finished)] if ensemble else finished)
-    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    sections, markdown = [], []
-    for number, comparison in enumerate(comparisons, start=1):
+    sections: list[tuple[Comparison, Table, list[Picture]]] = [(one, results_table(one), []) for one in comparisons]
+    page = partial(
+        render, "evaluation/templates/compare.html", runs=len(finished), left_out=left_out, sections=sections
+    )
+    markdown = [
+        "\n".join([table.markdown(), *(f"- {markdown_text(pair)}" for pair in one.pairs), ""])
+        for one, table, _ in sections
+    ]
+    write_whole(folder / "table.csv", raw_table(comparisons).csv())
+    write_whole(folder / "table.md", "\n".join(markdown))
+    write_whole(folder / "index.html", page())  # a figure that fails costs no table
+    for number, (comparison, _, pictures) in enumerate(sections, start=1):
         prefix = f"{number}-" if number > 1 else ""
-        table, figures = results_table(comparison), draw_all(comparison)
-        pictures = [picture(figure, caption, folder / f"{prefix}{name}.png") for name, figure, caption in figures]
-        sections.append((comparison, table, pictures))
-        markdown.append("\n".join([table.markdown(), *(f"- {pair}" for pair in comparison.pairs), ""]))
-    page = render("evaluation/templates/compare.html", runs=len(finished), left_out=left_out, sections=sections)
-    write_whole(folder / "table.csv", raw_table(comparisons).csv().encode())
-    write_whole(folder / "table.md", "\n".join(markdown).encode())
-    write_whole(folder / "index.html", page.encode())
+        figures = draw_all(comparison)
+        pictures += [picture(figure, caption, folder / f"{prefix}{name}.png") for name, figure, caption in figures]
+    write_whole(folder / "index.html", page())
     tables = [results_table(comparison, MAIN_COLUMNS) for comparison in comparisons]
     lines = [str(pair) for comparison in comparisons for pair in comparison.pairs]
     if len(finished) == 1:
@@ -56,7 +65,7 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False) -> 
         text = StringIO()
         Console(file=text, width=160).print(table)
         print(*lines, sep="\n", file=text)
-        write_whole(folder / "summary.txt", text.getvalue().encode())
+        write_whole(folder / "summary.txt", text.getvalue())
     return Report(folder / "index.html", tables, lines, left_out)
 
 

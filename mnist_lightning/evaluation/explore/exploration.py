@@ -159,7 +159,7 @@ def tsne_map(components: Tensor) -> NDArray[np.float32] | None:
     Returns:
         Coordinates of the images [M, 2]; None for fewer than ten different images.
     """
-    if len(components.unique(dim=0)) < _MIN_DIFFERENT:
+    if len(np.unique(components.numpy(), axis=0)) < _MIN_DIFFERENT:
         return None
     perplexity = min(30.0, (len(components) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=0)
