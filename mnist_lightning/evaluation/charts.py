@@ -19,7 +19,7 @@ from mnist_lightning.evaluation.statistics import Float, calibration_bins
 
 # Okabe and Ito's palette for colour-blind readers, with brown and grey instead of yellow and black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666")
-_LONGEST_NAME = 60  # characters of a name in a figure
+_LONGEST_NAME = 48  # characters of a name in a figure
 
 
 def palette(count: int) -> list[Any]:
@@ -53,7 +53,9 @@ def legend(figure: Figure, names: Sequence[str]) -> None:
         names: Names of the models.
     """
     handles = [figure.axes[0].plot([], [], color=colour, linewidth=3)[0] for colour in palette(len(names))]
-    figure.legend(handles, [literal(name) for name in names], loc="outside right upper", fontsize=9, frameon=False)
+    shown = [literal(name) for name in names]
+    figure.set_figwidth(figure.get_figwidth() + 0.08 * (max(20, *map(len, shown)) - 20))  # beyond 20 characters
+    figure.legend(handles, shown, loc="outside right upper", fontsize=9, frameon=False)
 
 
 def heat_map(
@@ -74,12 +76,14 @@ def heat_map(
         form: Format string of a number, such as `{:.2f}`.
         gamma: Exponent of the colour scale. Values below 1 make small numbers easier to tell apart.
     """
-    figure = Figure(figsize=(2.5 + 0.75 * max(4, len(columns)), 1.6 + 0.42 * len(rows)), layout="constrained")
+    names, labels = ([literal(name) for name in part] for part in (columns, rows))
+    long_name, long_label = (max(map(len, [*part, 15 * "x"])) - 15 for part in (names, labels))  # characters beyond 15
+    width, height = 2.5 + 0.75 * max(4, len(columns)), 1.6 + 0.42 * len(rows)
+    figure = Figure(figsize=(width + 0.09 * long_label, height + 0.07 * long_name), layout="constrained")
     axes = figure.subplots()
     figure.colorbar(draw_cells(axes, values, PowerNorm(gamma), map(form.format, values.flat)), label=label)
-    names = [literal(column) for column in columns]
     axes.set_xticks(range(len(names)), names, rotation=0 if all(len(name) < 3 for name in names) else 45)
-    axes.set_yticks(range(len(rows)), [literal(row) for row in rows])
+    axes.set_yticks(range(len(labels)), labels)
     return figure
 
 

@@ -202,7 +202,7 @@ def _environment() -> "Environment":
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,  # names come from strangers' files
+        finalize=lambda value: value if hasattr(value, "__html__") else printable(value),  # strangers' names
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # spaces made a page 15 % larger
     # Style sheets and scripts are trusted files of the package.

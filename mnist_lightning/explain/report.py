@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mnist_lightning.errors import InputError, printable
+from mnist_lightning.errors import InputError
 from mnist_lightning.explain import Method
 from mnist_lightning.files import replacing, writable, write_whole
 from mnist_lightning.runs.run import Run
@@ -155,7 +155,7 @@ def choose_digits(
     if image is not None:
         from mnist_lightning.data.handwriting import digit_of, open_picture
 
-        return [Digit(printable(Path(image).name), digit_of(open_picture(image), image), None)]
+        return [Digit(Path(image).name, digit_of(open_picture(image), image), None)]
     from mnist_lightning.data.sources import read
 
     source = source or _source_of(checkpoint)

@@ -196,7 +196,7 @@ def reliability_before_and_after(models: Sequence[tuple[str, Float, float, Any]]
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy")
     title = "\nExpected calibration error with 15 bins. A larger dot is a bin with more digits."
-    columns = min(3, len(models))
+    columns = max(1, min(3, len(models), 140 // max(map(len, texts))))  # of at most 140 characters together
     figure.legend(handles, texts, title=title, fontsize=9, frameon=False, loc="outside lower center", ncols=columns)
     return figure
 
