@@ -144,6 +144,8 @@ def _prepare_process() -> None:
     gc.disable()  # imports create half a million objects that stay; frozen below
     for message in _IRRELEVANT:
         warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # notes on damaged metadata; unusable pictures raise errors
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.formatwarning = lambda message, *_: f"mnist-lightning: warning: {one_line(message, 1000)}\n"
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run has a graph from each start
     threading.excepthook = _thread_failed

@@ -25,8 +25,21 @@ class StoppedError(Exception):
         self.signal = signal
 
 
+def printable(text: object) -> str:
+    r"""Escapes characters that a terminal would obey or that no file can hold, as `repr` does.
+
+    Names come from strangers' files: they may hold control characters, line breaks, reversed writing directions and
+    bytes that are not UTF-8.
+
+    Example:
+        >>> printable("cnn\x1b[31m\n")
+        'cnn\\x1b[31m\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def one_line(text: object, length: int = 300) -> str:
-    r"""Puts a message on one line and shortens it. Control characters, which a terminal would obey, are escaped.
+    r"""Puts a message on one line, escapes control characters, and shortens it.
 
     Args:
         text: Any message.
@@ -38,9 +51,7 @@ def one_line(text: object, length: int = 300) -> str:
         >>> one_line("\x1b[31mred")
         '\\x1b[31mred'
     """
-    line = " ".join(str(text).split())
-    if not line.isprintable():
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = printable(" ".join(str(text).split()))
     return line if len(line) <= length else line[: length - 1] + "…"
 
 

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,21 @@ _MAX_DEPTH = 50
 _MAX_SCALAR = 3_500  # characters; Python refuses to print integers of more than 4,300 digits
 
 
-def writable(output: str, suffixes: Sequence[str]) -> Path:
+def writable(output: str, suffixes: Sequence[str], inputs: Iterable[str | Path] = ()) -> Path:
     """Checks the path of an output file before the work for it begins.
 
     Args:
         output: Path of the file.
         suffixes: Accepted file suffixes.
+        inputs: Files that must not be replaced because the command reads them. A folder stands for its files without an
+            accepted suffix.
 
     Returns:
         The path.
 
     Raises:
-        InputError: If the suffix is not accepted or the folder does not exist.
+        InputError: If the suffix is not accepted, the folder does not exist, or the file is an input, also by another
+            name or link.
 
     Example:
         >>> writable("seven.gif", [".png", ".pdf"])
@@ -43,6 +46,13 @@ def writable(output: str, suffixes: Sequence[str]) -> Path:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise InputError(f"cannot write {path.name}: there is no folder {folder}")
+    if path.is_dir():
+        raise InputError(f"output must be a file, got the folder {output}")
+    if path.exists():
+        for one in map(Path, inputs):
+            files = (file for file in one.rglob("*") if file.suffix not in suffixes) if one.is_dir() else [one]
+            if any(file.exists() and file.samefile(path) for file in files):
+                raise InputError(f"output {output} would replace a file that this command reads; choose another name")
     return path
 
 
@@ -79,8 +89,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file atomically; see `replacing`.
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Writes a file atomically; see `replacing`. Text is written as UTF-8; what UTF-8 cannot hold is escaped.
 
     Example:
         >>> import tempfile
@@ -90,7 +100,7 @@ def write_whole(path: Path, content: bytes) -> None:
         b'7'
     """
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def save_tensors(content: Any, path: Path) -> None:

@@ -6,6 +6,7 @@ III.A). The paper does not cover the earlier steps, which separate the ink from 
 
 from io import BytesIO
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ from torch import Tensor
 from mnist_lightning.errors import InputError, one_line
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
-MAX_PIXELS = 64_000_000  # resolution of a good phone camera; 256 MB once decoded
+MAX_PIXELS = 64_000_000  # of a JPEG, which can be decoded at a reduced size; resolution of a good phone camera
+MAX_DECODED = 16_000_000  # pixels in memory; Pillow takes up to 16 bytes for each (WebP)
+_MAX_BYTES = 200_000_000  # of a file; the largest TIFF of 16 million pixels is smaller
 _MIN_SIDE = 8  # pixels
+_MAX_VALUE = 1e30  # of a 32-bit pixel; the range of larger ones overflows
 WORKING_SIDE = 400  # pixels; pictures are shrunk until their longer side fits
 
 _CELLS = 40  # along the longer side, for fitting the light
@@ -28,33 +32,53 @@ _MAX_STROKE = 11  # cells; wider structures are shadows
 Pixels = NDArray[np.float32]
 
 
-def open_picture(file: str | Path | bytes, name: str | None = None) -> Image.Image:
-    """Opens an untrusted picture and turns it upright by its EXIF orientation.
+def open_picture(file: str | Path | bytes, name: str | None = None, side: int = 2 * WORKING_SIDE) -> Image.Image:
+    """Opens an untrusted picture, or the first frame of an animation, and turns it upright by its EXIF orientation.
+
+    This is the only place where the package opens pictures.
 
     Args:
         file: Path or content of the file.
         name: Name of the picture in error messages; the path by default.
+        side: Width and height in pixels that suffice: a JPEG of twice the size or more is decoded at a reduced size.
 
     Raises:
-        InputError: If the file does not exist, is not a picture, is damaged, or has more than 64 million pixels.
-            Pictures above that limit are not decoded.
+        InputError: If the file does not exist, is not a regular file, is not a picture, is damaged, or has more than 16
+            million pixels (64 million as JPEG). Pictures above that limit are not decoded.
     """
     name = name or ("the picture" if isinstance(file, bytes) else str(file))
-    if not isinstance(file, bytes) and not Path(file).exists():
-        raise InputError(f"there is no picture {name}")
     try:
-        with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
+        with Image.open(BytesIO(file) if isinstance(file, bytes) else _regular(file), formats=FORMATS) as picture:
+            pixels = picture.width * picture.height
+            picture.draft("RGB", (side, side))  # makes JPEG decode at a reduced size
+            if pixels > MAX_PIXELS or picture.width * picture.height > MAX_DECODED:
                 raise Image.DecompressionBombError
-            picture.draft("RGB", (2 * WORKING_SIDE, 2 * WORKING_SIDE))  # makes JPEG decode at a reduced size
-            upright = ImageOps.exif_transpose(picture)
-            upright.load()
-            return upright
+            if not pixels:
+                raise ValueError("no pixels")
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+            return picture.convert("RGB") if picture.mode in ("LAB", "YCbCr") else picture
+    except FileNotFoundError as error:
+        raise InputError(f"there is no picture {name}") from error
     except Image.DecompressionBombError as error:  # raised by Pillow's own limit, too
-        raise InputError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels; make it smaller") from error
+        limits = f"{MAX_DECODED // 10**6} million pixels ({MAX_PIXELS // 10**6} million as JPEG)"
+        raise InputError(f"{name} has more than {limits}; make it smaller") from error
     except Exception as error:  # Pillow raises many exception types for damaged files
-        why = "" if "cannot identify image file" in str(error) else f" ({one_line(error, 100)})"
-        raise InputError(f"{name} cannot be read{why}; give a picture as {', '.join(FORMATS)}") from error
+        cause = getattr(error, "strerror", None) or error
+        why = "" if "cannot identify image file" in str(cause) else f" ({one_line(cause, 100)})"
+        raise InputError(f"{name} cannot be read as a picture{why}; give {', '.join(FORMATS)}") from error
+
+
+def _regular(path: str | Path) -> Path:
+    """Refuses to open pipes and devices, which block or never end, and files too large for a picture."""
+    status = Path(path).stat()
+    if not S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if not status.st_size:  # also files of /proc, whose reading may block
+        raise ValueError("empty")
+    if status.st_size > _MAX_BYTES:
+        raise ValueError(f"more than {_MAX_BYTES // 10**6} MB")
+    return Path(path)
 
 
 def digit_of(picture: Image.Image, name: str = "the picture") -> Tensor:
@@ -73,7 +97,7 @@ def digit_of(picture: Image.Image, name: str = "the picture") -> Tensor:
         Digit, uint8 [28, 28], light on dark.
 
     Raises:
-        InputError: If the picture is blank, too small, or has pixels that are not finite.
+        InputError: If the picture is blank, too small, or has pixels that are not finite or above 1e30.
 
     Example:
         >>> from mnist_lightning.data.sources import read
@@ -85,8 +109,8 @@ def digit_of(picture: Image.Image, name: str = "the picture") -> Tensor:
     if min(picture.size) < _MIN_SIDE:
         size = f"{picture.width} x {picture.height} pixels"
         raise InputError(f"{name} has {size}; it needs at least {_MIN_SIDE} x {_MIN_SIDE}")
-    if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
-        raise InputError(f"{name} holds pixels that are not finite numbers")
+    if picture.mode == "F" and not np.abs(np.asarray(picture)).max() < _MAX_VALUE:  # true for NaN
+        raise InputError(f"{name} holds pixels that are not finite numbers below {_MAX_VALUE:.0e}")
     grey = _grey(picture)
     if _is_mnist_format(grey):
         return torch.from_numpy((255 * grey).round().astype(np.uint8))

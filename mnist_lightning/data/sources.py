@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from mnist_lightning.data.download import download
-from mnist_lightning.errors import InputError, SourceUnavailableError, one_line, suggestion
+from mnist_lightning.errors import InputError, SourceUnavailableError, suggestion
 
 
 class _Archive(NamedTuple):
@@ -285,25 +285,26 @@ def read_picture(path: Path) -> Tensor:
     """Reads a picture of any size and mode as 28x28 grey levels, padded with black to keep its aspect ratio.
 
     Args:
-        path: Path of a file in any of Pillow's formats.
+        path: Path of a file that `handwriting.open_picture` accepts.
 
     Returns:
         Grey levels, uint8 [28, 28].
 
     Raises:
-        InputError: If the file is not a picture, is damaged, or has pixels that are not finite.
+        InputError: If the file is not a picture, is damaged or too large, or has pixels that are not finite.
     """
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as file:
-            if file.mode == "F" and not np.isfinite(np.asarray(file)).all():
-                raise ValueError("its pixels are not all finite numbers")
-            picture = file.convert("RGBA")
-            if file.mode.startswith("I"):  # Pillow clips 16 bits to 8 instead of scaling
-                picture = Image.fromarray((np.asarray(file) / 257).astype(np.uint8)).convert("RGBA")
-        black = Image.new("RGBA", picture.size, "black")  # background of transparent pixels
-        grey = Image.alpha_composite(black, picture).convert("L")
-        return torch.from_numpy(np.array(ImageOps.pad(grey, (28, 28))))
-    except Exception as error:  # Pillow raises many exception types for damaged files
-        raise InputError(f"{path} cannot be read as a picture: {one_line(error)}") from error
+    from mnist_lightning.data.handwriting import MAX_DECODED, open_picture
+
+    picture = open_picture(path, side=math.isqrt(MAX_DECODED) // 2 + 1)  # reduces only larger JPEGs
+    if 56 * min(picture.size) <= max(picture.size):
+        raise InputError(f"{path} has {picture.width} x {picture.height} pixels, too narrow a strip for 28 x 28")
+    if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
+        raise InputError(f"{path} cannot be read as a picture: its pixels are not all finite numbers")
+    if picture.mode.startswith("I"):  # Pillow clips 16 bits to 8 instead of scaling
+        picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+    return torch.from_numpy(np.array(ImageOps.pad(picture.convert("RGB").convert("L"), (28, 28))))

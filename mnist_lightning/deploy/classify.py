@@ -10,7 +10,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_lightning.errors import InputError
+from mnist_lightning.errors import InputError, printable
 from mnist_lightning.evaluation.page import Table
 from mnist_lightning.files import writable, write_whole
 from mnist_lightning.runs.finding import runs_at
@@ -156,7 +156,7 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
         raise InputError("no checkpoint is given; use classify RUN_FOLDER PICTURE...")
     if not files:
         raise InputError("no picture is given; use classify RUN_FOLDER with pictures, a folder of them, or a pattern")
-    path = None if output is None else writable(output, [".png", ".jpg", ".pdf"])
+    path = None if output is None else writable(output, [".png", ".jpg", ".pdf"], [*checkpoints, *files])
     import torch
 
     from mnist_lightning.runs.checkpoint import load
@@ -208,7 +208,8 @@ def _read(files: Sequence[str], thumbnails: bool) -> "tuple[list[tuple[str, Tens
         return file, digit_of(picture, file), thumbnail
 
     pictures, problems = [], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and filters release the GIL
+    workers = min(8, os.cpu_count() or 1)  # a large picture takes 300 MB
+    with ThreadPoolExecutor(workers) as pool:  # decoding and filters release the GIL
         for future in [pool.submit(read, file) for file in files]:
             try:
                 pictures.append(future.result())
@@ -241,5 +242,5 @@ def contact_sheet(pictures: "Sequence[Image]", digits: "Tensor", answers: Sequen
         draw.text((x, y + _SIDE + 2), f"{answer.digit}", "black", large)
         verdict = f"{100 * answer.confidence:.1f} %   {answer.remark}"
         draw.text((x + 18, y + _SIDE + 6), verdict, "#b35900" if answer.remark else "black", small)
-        draw.text((x, y + _SIDE + 24), Path(answer.file).name[:34], "#666666", small)
+        draw.text((x, y + _SIDE + 24), printable(Path(answer.file).name)[:34], "#666666", small)
     return sheet

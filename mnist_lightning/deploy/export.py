@@ -80,7 +80,7 @@ def export_model(
         InputError: If a file or an argument cannot be used, the model cannot be exported, or the exported model differs
             from it.
     """
-    path = writable(output, [".onnx", ".pt2"])
+    path = writable(output, [".onnx", ".pt2"], [checkpoint])
     if path.suffix == ".onnx":
         _require_onnx()
     from mnist_lightning.runs.checkpoint import find_checkpoint, load

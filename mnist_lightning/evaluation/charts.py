@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,11 +19,30 @@ from mnist_lightning.evaluation.statistics import Float, calibration_bins
 
 # Okabe and Ito's palette for colour-blind readers, with brown and grey instead of yellow and black.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666")
+_LONGEST_NAME = 48  # characters of a name in a figure
 
 
 def palette(count: int) -> list[Any]:
     """Returns one colour per model: distinct colours for up to eight models, a colour scale for more."""
     return list(_COLOURS[:count] if count <= len(_COLOURS) else colormaps["turbo"](np.linspace(0, 1, count)))
+
+
+def literal(name: object) -> str:
+    r"""Prepares a name for a figure, as it may come from a stranger's file.
+
+    Matplotlib would typeset dollar signs as mathematics and warn of characters that its font lacks. Long names would
+    leave no space for the figure, so they lose their middle.
+
+    Example:
+        >>> print(literal("a$^2$"), literal(100 * "x" + "\u6570")[-12:])
+        a\$^2\$ xxxxxx\u6570
+    """
+    font = get_font(findfont(FontProperties()))
+    text = "".join(
+        c if c.isprintable() and font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in str(name)
+    )
+    half = _LONGEST_NAME // 2
+    return (text if len(text) <= _LONGEST_NAME else f"{text[:half]}…{text[1 - half :]}").replace("$", r"\$")
 
 
 def legend(figure: Figure, names: Sequence[str]) -> None:
@@ -33,7 +53,9 @@ def legend(figure: Figure, names: Sequence[str]) -> None:
         names: Names of the models.
     """
     handles = [figure.axes[0].plot([], [], color=colour, linewidth=3)[0] for colour in palette(len(names))]
-    figure.legend(handles, names, loc="outside right upper", fontsize=9, frameon=False)
+    shown = [literal(name) for name in names]
+    figure.set_figwidth(figure.get_figwidth() + 0.08 * (max(20, *map(len, shown)) - 20))  # beyond 20 characters
+    figure.legend(handles, shown, loc="outside right upper", fontsize=9, frameon=False)
 
 
 def heat_map(
@@ -54,12 +76,14 @@ def heat_map(
         form: Format string of a number, such as `{:.2f}`.
         gamma: Exponent of the colour scale. Values below 1 make small numbers easier to tell apart.
     """
-    figure = Figure(figsize=(2.5 + 0.75 * max(4, len(columns)), 1.6 + 0.42 * len(rows)), layout="constrained")
+    names, labels = ([literal(name) for name in part] for part in (columns, rows))
+    long_name, long_label = (max(map(len, [*part, 15 * "x"])) - 15 for part in (names, labels))  # characters beyond 15
+    width, height = 2.5 + 0.75 * max(4, len(columns)), 1.6 + 0.42 * len(rows)
+    figure = Figure(figsize=(width + 0.09 * long_label, height + 0.07 * long_name), layout="constrained")
     axes = figure.subplots()
     figure.colorbar(draw_cells(axes, values, PowerNorm(gamma), map(form.format, values.flat)), label=label)
-    names = [str(column) for column in columns]
     axes.set_xticks(range(len(names)), names, rotation=0 if all(len(name) < 3 for name in names) else 45)
-    axes.set_yticks(range(len(rows)), [str(row) for row in rows])
+    axes.set_yticks(range(len(labels)), labels)
     return figure
 
 

@@ -13,6 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnist_lightning.errors import InputError, printable
 from mnist_lightning.files import write_whole
 
 if TYPE_CHECKING:  # `VERB --help` answers before these are imported
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # `VERB --help` answers before these are imported
 _PACKAGE = Path(__file__).parents[1]
 _NAME_WIDTH = 22  # of a name in a narrow table, in which longer names are wrapped
 _PIPE_WIDTH = 10_000  # scripts read whole lines and tables
+_GENERATOR = b'<meta name="generator" content="mnist-lightning">'  # in templates/page.html
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class Table:
     rows: Sequence[Sequence[Any]]
     narrow: int | None = None
 
+    def __post_init__(self) -> None:
+        """Makes all texts printable, because names come from strangers' files."""
+        object.__setattr__(self, "title", printable(self.title))
+        object.__setattr__(self, "header", [printable(name) for name in self.header])
+        rows = [[printable(cell) if isinstance(cell, str) else cell for cell in row] for row in self.rows]
+        object.__setattr__(self, "rows", rows)
+
     def markdown(self) -> str:
         """The table in GitHub's Markdown.
 
@@ -55,9 +64,10 @@ class Table:
             | 7 | 1028 |
             <BLANKLINE>
         """
-        rule = ["---", *["---:"] * (len(self.header) - 1)]
-        lines = (f"| {' | '.join(map(str, row))} |" for row in (self.header, rule, *self.rows))
-        return "\n".join([f"**{self.title}**", "", *lines, ""])
+        header, *rows = [[markdown_text(cell) for cell in row] for row in (self.header, *self.rows)]
+        rule = ["---", *["---:"] * (len(header) - 1)]
+        lines = (f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+        return "\n".join([f"**{markdown_text(self.title)}**", "", *lines, ""])
 
     def csv(self) -> str:
         """Header and rows as CSV."""
@@ -146,6 +156,16 @@ def _glued(text: str) -> str:
     return re.sub(" (?=[%=])|(?<==) ", "\u00a0", text)
 
 
+def markdown_text(text: object) -> str:
+    r"""Escapes what Markdown or HTML would read as markup.
+
+    Example:
+        >>> print(markdown_text("cnn|a_b <i>"))
+        cnn\|a_b \<i\>
+    """
+    return re.sub(r"[\\`*{}\[\]<>|$~&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text))
+
+
 @dataclass(frozen=True)
 class Report:
     """A page that was written, and its main results for the terminal, where rich prints them.
@@ -162,13 +182,18 @@ class Report:
     lines: Sequence[str]
     left_out: Sequence[str]
 
+    def __post_init__(self) -> None:
+        """Makes all texts printable, as those of a table."""
+        for name in ("lines", "left_out"):
+            object.__setattr__(self, name, [printable(text) for text in getattr(self, name)])
+
     def __rich_console__(self, _: Any, options: "ConsoleOptions") -> "Iterator[RenderableType]":
         yield from (line(f"left out: {problem}", options) for problem in self.left_out)
         for table in self.tables:
             yield table
             yield ""
         yield from (line(text, options, indent="  ") for text in self.lines)
-        yield unbroken(str(self.page))
+        yield unbroken(printable(self.page))
 
 
 @dataclass(frozen=True)
@@ -206,6 +231,29 @@ def picture(figure: "Figure", caption: str, path: Path | None = None) -> Picture
     return Picture(content.getvalue(), caption, wide=figure.get_figwidth() > 8)  # text would be too small at half width
 
 
+def report_folder(output: str) -> Path:
+    """Checks the folder of a report before the work for it begins.
+
+    Args:
+        output: Path of the folder, which need not exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If it is a file, or holds files but no report of this package, which alone may be replaced.
+    """
+    folder, page = Path(output), Path(output, "index.html")
+    if not folder.exists():
+        return folder
+    if not folder.is_dir():
+        raise InputError(f"output must be a folder, got the file {output}")
+    is_report = page.is_file() and _GENERATOR in page.read_bytes()[:1000]
+    if not is_report and any(file.name[0] != "." for file in folder.iterdir()):
+        raise InputError(f"output {output} holds other files than a report; choose a new or an empty folder")
+    return folder
+
+
 def render(template: str, **values: Any) -> str:
     """Renders a template of the package. Values are escaped, so text from users stays text.
 
@@ -227,6 +275,7 @@ def _environment() -> "Environment":
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else printable(value),  # strangers' names
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # spaces made a page 15 % larger
     # Style sheets and scripts are trusted files of the package.
@@ -246,4 +295,4 @@ def print_result(result: object) -> None:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     is_text = not hasattr(result, "__rich__") and not hasattr(result, "__rich_console__")
-    console.print(str(result) if is_text else result, soft_wrap=is_text, markup=False, crop=False)
+    console.print(printable(result) if is_text else result, soft_wrap=is_text, markup=False, crop=False)

@@ -12,6 +12,7 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 
 from mnist_lightning.errors import one_line
+from mnist_lightning.evaluation.charts import literal
 
 if TYPE_CHECKING:  # PyG is slow to import; image models don't need it
     from mnist_lightning.explain.connectivity import Connectivity
@@ -91,7 +92,7 @@ def saliency_sheet(saliency: Saliency) -> Figure:
     rows = figure.subplots(len(saliency.digits), columns, squeeze=False, gridspec_kw=grid)
     for i, (row, digit) in enumerate(zip(rows, saliency.digits, strict=True)):
         draw_digit(row[0], digit.image, digit.label, saliency.probabilities[i])
-        row[0].set_ylabel(one_line(digit.name, 36))
+        row[0].set_ylabel(literal(one_line(digit.name, 36)))
         for axes, (name, maps) in zip(row[1:], saliency.maps.items(), strict=False):
             draw_map(axes, digit.image, maps[i], f"{name} for {saliency.targets[i]}", CURVES[name])
         if saliency.runner_up_maps is not None:

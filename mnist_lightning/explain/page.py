@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mnist_lightning.errors import printable
 from mnist_lightning.evaluation.page import render
 from mnist_lightning.explain.connectivity import Connectivity
 
@@ -32,7 +33,7 @@ def connectivity_page(explanations: Sequence[Connectivity], names: Sequence[str]
         True
     """
     data = {
-        "model": model,
+        "model": printable(model),
         "method": explanations[0].method.replace("_", " "),
         "digits": [_data(one, name) for one, name in zip(explanations, names, strict=True)],
     }
@@ -43,7 +44,7 @@ def _data(explanation: Connectivity, name: str) -> dict[str, Any]:
     """A digit and its explanation as plain values, for the page's script."""
     intensity = explanation.x[:, 0]
     return {
-        "name": name,
+        "name": printable(name),
         "label": explanation.label,
         "target": explanation.target,
         "image": explanation.image.flatten().tolist(),

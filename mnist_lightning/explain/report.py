@@ -1,6 +1,6 @@
 """The verbs `connectivity` and `gradcam`: explain predictions for test digits or for a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,7 +49,7 @@ def explain_connectivity(
     Raises:
         InputError: If a file or an argument cannot be used.
     """
-    path = writable(output, [".html", ".png", ".svg", ".pdf"])
+    path = writable(output, [".html", ".png", ".svg", ".pdf"], _inputs(checkpoint, image, source))
     from mnist_lightning.explain.connectivity import connectivity
     from mnist_lightning.models.gnn import GNN
     from mnist_lightning.runs.checkpoint import find_checkpoint, load
@@ -65,7 +65,7 @@ def explain_connectivity(
         from mnist_lightning.explain.page import connectivity_page
 
         page = connectivity_page(explanations, [digit.name for digit in digits], str(Path(checkpoint)))
-        write_whole(path, page.encode())
+        write_whole(path, page)
     else:
         from mnist_lightning.explain.figures import connectivity_sheet
 
@@ -106,7 +106,7 @@ def explain_saliency(
     Raises:
         InputError: If a file or an argument cannot be used.
     """
-    path = writable(output, [".png", ".svg", ".pdf"])
+    path = writable(output, [".png", ".svg", ".pdf"], _inputs(checkpoint, image, source))
     from mnist_lightning.explain.figures import saliency_sheet
     from mnist_lightning.runs.checkpoint import find_checkpoint, load
 
@@ -176,6 +176,15 @@ def choose_digits(
     if absent := [row for row in rows if not 0 <= row < count]:
         raise InputError(f"there is no test image {absent[0]}: {source} has {count:,} test images, 0 to {count - 1:,}")
     return [Digit(f"{source}, test image {row}", images[row], int(labels[row])) for row in rows]
+
+
+def _inputs(checkpoint: str, image: str | None, source: str | None) -> Iterator[str | Path]:
+    """Files that a verb reads, and the run's folder."""
+    yield checkpoint
+    if image is not None:
+        yield image
+    elif (source := source or _source_of(checkpoint)).startswith("folder:"):
+        yield from Path(source[7:]).expanduser().rglob("*")
 
 
 def _source_of(checkpoint: str) -> str:

@@ -1,5 +1,10 @@
+import os
+import socket
 import struct
+import subprocess
+import sys
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -206,10 +211,13 @@ def test_unreadable_files_are_rejected_by_name(tmp_path: Path) -> None:
     picture(np.random.default_rng(0).random((60, 60))).save(whole)
     assert open_picture(whole).size == (60, 60)
     contents = {
-        "text.png": (b"not a picture", "text.png cannot be read; give a picture as PNG, JPEG"),
-        "empty.png": (b"", "empty.png cannot be read"),
-        "bomb.png": (b"\x89PNG\r\n\x1a\n" + bomb, "bomb.png has more than 64 million pixels; make it smaller"),
-        "cut.png": (whole.read_bytes()[:1000], r"cut.png cannot be read \("),
+        "text.png": (b"not a picture", "text.png cannot be read as a picture; give PNG, JPEG"),
+        "empty.png": (b"", r"empty.png cannot be read as a picture \(empty\)"),
+        "bomb.png": (
+            b"\x89PNG\r\n\x1a\n" + bomb,
+            "bomb.png has more than 16 million pixels",
+        ),
+        "cut.png": (whole.read_bytes()[:1000], r"cut.png cannot be read as a picture \("),
     }
     for name, (content, words) in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -217,5 +225,102 @@ def test_unreadable_files_are_rejected_by_name(tmp_path: Path) -> None:
             open_picture(tmp_path / name)
     with pytest.raises(InputError, match=r"there is no picture .*absent\.png"):
         open_picture(tmp_path / "absent.png")
-    with pytest.raises(InputError, match="your drawing cannot be read"):
+    with pytest.raises(InputError, match="your drawing cannot be read as a picture"):
         open_picture(b"GIF89a", "your drawing")
+
+
+# Prints for each picture how many megabytes it took to open it, beyond the pictures before it, and the problem with it.
+MEMORY = """
+import resource, sys
+from mnist_lightning import InputError
+from mnist_lightning.data.handwriting import digit_of, open_picture
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+for name in sys.argv[1:]:
+    before = peak()
+    try:
+        digit_of(open_picture(name), name)
+    except InputError as error:
+        print(peak() - before, error)
+"""
+
+
+@pytest.mark.slow
+def test_memory_for_large_pictures() -> None:
+    pixels = b"\x2f" + struct.pack("<I", 7999 | 7999 << 14) + b"\x88\x88\x08" + bytes(6)
+    chunk = b"WEBPVP8L" + struct.pack("<I", 13) + pixels
+    Path("tiny.webp").write_bytes(b"RIFF" + struct.pack("<I", len(chunk)) + chunk)  # 8000 x 8000; used to take 1 GB
+    assert Path("tiny.webp").stat().st_size == 34
+    Image.new("1", (8000, 8000)).save("huge.png")
+    Image.new("L", (65_000, 900)).save("strip.jpg")  # cannot be reduced
+    Image.new("L", (8000, 8000)).save("photo.jpg")
+    Image.new("RGB", (4000, 4000)).save("largest.webp", lossless=True, method=0)
+    names = ["tiny.webp", "huge.png", "strip.jpg", "photo.jpg", "largest.webp"]
+    done = subprocess.run([sys.executable, "-c", MEMORY, *names], capture_output=True, text=True, check=True)
+    lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    assert [message.partition(" million")[0] for _, message in lines] == [
+        *(f"{name} has more than 16" for name in names[:3]),
+        *(f"{name} is blank: no pixels stand out from the background" for name in names[3:]),
+    ]
+    assert all(int(used) < (400 if name == names[-1] else 40) for name, (used, _) in zip(names, lines, strict=True))
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo("pipe.png")  # opening it would block
+    Path("folder.png").mkdir()
+    Path("link.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+        for name in ("pipe.png", "folder.png", "link.png", "socket.png", "/dev/zero"):
+            with pytest.raises(InputError, match=rf"{name} cannot be read as a picture \(not a regular file\)"):
+                open_picture(name)
+    with pytest.raises(InputError, match=r"/proc/version cannot be read as a picture \(empty\)"):
+        open_picture("/proc/version")
+    with pytest.raises(InputError, match=r"cannot be read as a picture \(File name too long\)"):
+        open_picture(300 * "x")
+    with Path("sparse.png").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(InputError, match=r"sparse\.png cannot be read as a picture \(more than 200 MB\)"):
+        open_picture("sparse.png")
+
+
+def test_other_formats_and_bombs_in_metadata_are_refused(originals: Tensor) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    Path("loop.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n{} loop\n")  # never ends
+    Path("loop.png").write_bytes(Path("loop.eps").read_bytes())
+    picture(page(originals[0])).save("digit.ppm")
+    picture(page(originals[0])).save("digit.png")
+    whole = Path("digit.png").read_bytes()
+    Path("bomb.png").write_bytes(whole[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))) + whole[33:])
+    for name in ("loop.eps", "loop.png", "digit.ppm", "bomb.png"):
+        with pytest.raises(InputError, match=f"{name} cannot be read as a picture"):
+            open_picture(name)
+    assert same_class(digit_of(open_picture("digit.png")), 0)
+
+
+def test_first_frame_of_an_animation(originals: Tensor) -> None:
+    frames = [picture(page(digit)) for digit in originals[:3]]
+    for name in ("moving.gif", "moving.webp", "pages.tiff"):
+        frames[0].save(name, save_all=True, append_images=frames[1:])
+        assert same_class(digit_of(open_picture(name)), 0)
+
+
+@pytest.mark.parametrize("mode", ["LAB", "CMYK", "I", "F", "I;16B"])
+def test_unusual_modes_of_tiff(mode: str, originals: Tensor) -> None:
+    grey = picture(page(originals[2]))
+    pixels = np.asarray(grey)
+    other = Image.fromarray(pixels.astype(">u2")) if mode == "I;16B" else grey.convert("RGB").convert(mode)
+    content = BytesIO()
+    other.save(content, "tiff")
+    assert same_class(digit_of(open_picture(content.getvalue())), 2)
+
+
+def test_pixels_beyond_any_range_are_refused(recwarn: pytest.WarningsRecorder) -> None:
+    values = np.zeros((40, 40), np.float32)
+    values[10:30, 18:22] = 200
+    for value in (np.nan, -np.inf, 3e38):
+        values[0, :2] = value, -value
+        with pytest.raises(InputError, match=r"wild\.tif holds pixels that are not finite numbers below 1e\+30"):
+            digit_of(Image.fromarray(values), "wild.tif")
+    assert not recwarn.list

@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -707,8 +708,50 @@ def test_unreadable_picture_is_reported(tmp_path: Path) -> None:
     for content in (b"not a picture", b"", whole[:-300]):
         for n in range(2):  # either may be in the training set
             (tmp_path / "1" / f"{n}.png").write_bytes(content)
-        with pytest.raises(InputError, match=r"1.[01]\.png cannot be read as a picture: "):
+        with pytest.raises(InputError, match=r"1.[01]\.png cannot be read as a picture"):
             sources.read(f"folder:{tmp_path}", train=True)
+
+
+def test_strangers_files_among_the_pictures_are_refused(tmp_path: Path) -> None:
+    for name in "01":
+        for n in range(2):
+            draw(tmp_path / name / f"{n}.png", 100)
+    source = f"folder:{tmp_path}"
+    other = tmp_path / "1" / "other.png"
+
+    def narrow() -> None:
+        draw(other, 100, size=(6000, 8))
+
+    def endless() -> None:
+        other.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n{} loop\n")  # for Ghostscript
+
+    def too_large() -> None:
+        Image.new("1", (4001, 4000)).save(other)
+
+    attacks: dict[str, Callable[[], Any]] = {
+        r"\(not a regular file\)": lambda: os.mkfifo(other),  # opening it would block
+        r"\(empty\)": other.touch,
+        "give PNG, JPEG": endless,
+        "more than 16 million pixels": too_large,
+        "6000 x 8 pixels, too narrow a strip": narrow,
+    }
+    for words, place in attacks.items():
+        place()
+        with pytest.raises(InputError, match=rf"other\.png .*{words}"):
+            [sources.read(source, train=train) for train in (True, False)]
+        other.unlink()
+    assert len(sources.read(source, train=True)[0]) == 2
+
+
+def test_phone_photos_are_turned_upright_and_large_ones_reduced(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # display rotated by 90 degrees clockwise
+    photo = Image.new("L", (4800, 4400))
+    photo.paste(255, (0, 0, 4800, 1100))  # the top quarter, the right quarter when turned
+    photo.save(tmp_path / "photo.jpg", exif=exif)  # 21 million pixels
+    image = sources.read_picture(tmp_path / "photo.jpg")
+    assert image[14, 21:26].min() > 250
+    assert image[14, :18].max() < 5
 
 
 def test_invalid_folders_are_rejected(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`mnist-lightning classify`: answers, doubts, the contact sheet and error messages."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,44 @@ def test_contact_sheet(checkpoint: str, pictures: Path) -> None:
     assert sheet.shape == (2 * 164, 6 * 240, 3)
     first = sheet[8:120, 8:232].mean(axis=2)
     assert first[:, :112].mean() > 128 > first[:, 112:].mean()  # the picture is light, the digit is light on dark
+
+
+def test_names_that_are_no_text(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = (pictures / "7.png").read_bytes()
+    names = [b"[red]x.png", rb"$\frac$.png", b"\xff\xfe.png", b"\x1b[31mred.png", b"two\nlines.png", "数.png".encode()]
+    for name in names:
+        Path(os.fsdecode(name)).write_bytes(content)
+    files = [os.fsdecode(name) for name in names]
+    main(["classify", checkpoint, *files, "--output", "sheet.png"])
+    printed = capsys.readouterr().out
+    for name in ("[red]x.png", r"$\frac$.png", r"\udcff\udcfe.png", r"\x1b[31mred.png", r"two\nlines.png", "数.png"):
+        assert name in printed
+    assert "\x1b" not in printed
+    main(["classify", checkpoint, *files, "--json"])
+    assert [answer["file"] for answer in json.loads(capsys.readouterr().out)["answers"]] == files
+
+
+def test_strangers_files_in_a_folder(checkpoint: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(pictures / "pipe.png")  # opening it would block
+    (pictures / "link.png").symlink_to("/dev/zero")
+    (pictures / "folder.png").mkdir()
+    (pictures / ".hidden.png").touch()
+    assert len(classify_pictures(checkpoint, str(pictures)).answers) == 10
+    with pytest.raises(SystemExit) as exit_:
+        main(["classify", checkpoint, str(pictures / "7.png"), str(pictures / "pipe.png"), "/dev/zero", "--json"])
+    assert exit_.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("cannot be read as a picture (not a regular file)") == 2
+    assert len(json.loads(printed.out)["answers"]) == 1
+
+
+def test_an_input_is_not_replaced(checkpoint: str, pictures: Path, fails: Fails) -> None:
+    seven = pictures / "7.png"
+    before = seven.read_bytes()
+    for inputs in (str(seven), str(pictures), str(pictures / "*.png")):
+        line = fails("classify", checkpoint, inputs, "--output", str(seven))
+        assert f"output {seven} would replace a file that this command reads; choose another name" in line
+    assert seven.read_bytes() == before
 
 
 def test_remarks(digits: tuple[Tensor, Tensor]) -> None:

@@ -1,4 +1,7 @@
+from io import BytesIO
+
 import numpy as np
+import pytest
 import torch
 from matplotlib.figure import Figure
 
@@ -53,6 +56,19 @@ def test_heat_map_shows_values_in_their_cells() -> None:
     figure = charts.heat_map(np.array([[1.0, 2.0], [3.0, 4.5]]), ["a", "b"], ["c", "d"], "errors", "{:.1f}")
     texts = {tuple(map(round, t.get_position())): t.get_text() for t in figure.axes[0].texts}
     assert texts == {(0, 0): "1.0", (1, 0): "2.0", (0, 1): "3.0", (1, 1): "4.5"}
+
+
+def test_names_are_drawn_as_they_are(recwarn: pytest.WarningsRecorder) -> None:
+    names = [r"$\frac$", "$x", "a$b$c", "_x", "\x1b\u202e\udcff", "数", 300 * "x"]
+    figure = charts.heat_map(np.eye(len(names)), names, names, "errors", "{:.1f}")
+    charts.legend(figure, names)
+    figure.savefig(BytesIO())
+    axes = figure.axes[0]
+    for labels in (figure.legends[0].get_texts(), axes.get_xticklabels(), axes.get_yticklabels()):
+        shown = [label.get_text().replace(r"\$", "$") for label in labels]
+        assert shown[:6] == [*names[:4], r"\x1b\u202e\udcff", r"\u6570"]
+        assert len(shown[6]) == 48
+    assert not recwarn.list
 
 
 def test_palette_has_distinct_colours() -> None:

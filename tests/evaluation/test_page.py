@@ -91,3 +91,23 @@ def test_values_in_templates_are_escaped() -> None:
     assert "Left out: &lt;b&gt;" in page
     assert "<b>" not in page
     assert "<title>&lt;b&gt;</title>" in render("evaluation/templates/page.html", title="<b>")
+
+
+def test_names_with_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\x1b[31m\u202e\udcff\n"
+    table = Table(name, [name, "n"], [[name, 2]])
+    print_result(Report(Path(name), [table], [name], [name]))
+    print_result(Path(name))
+    printed = capsys.readouterr().out
+    assert printed.count("\\x1b[31m\\u202e\\udcff\\n") == 7
+    assert "\x1b" not in printed
+    assert "\x1b" not in table.csv()
+    page = render("evaluation/templates/compare.html", runs=name, left_out=[Path(name)], sections=[])
+    assert page.count("\\x1b[31m\\u202e\\udcff\\n") == 2
+
+
+def test_markdown_of_names() -> None:
+    assert (
+        "| a\\|b \\<i\\> \\`x\\` \\\\n a_b \\_c\\_ | 1 |"
+        in Table("", ["", ""], [["a|b <i> `x` \n a_b _c_", 1]]).markdown()
+    )

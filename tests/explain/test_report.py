@@ -1,6 +1,7 @@
 """The verbs `connectivity` and `gradcam` on the command line."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mnist_lightning import MNISTDataModule
 from mnist_lightning.cli import main
+from mnist_lightning.errors import printable
 from mnist_lightning.explain.page import principal_components
 from mnist_lightning.explain.report import choose_digits
 from mnist_lightning.runs.run import Run
@@ -90,8 +92,9 @@ def test_connectivity_figure(suffix: str, gnn: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.slow
 def test_connectivity_of_a_picture(gnn: Path, images: Tensor) -> None:
-    save_picture(images[7], "my_seven.png")
-    main(["connectivity", str(gnn), "--image", "my_seven.png", "--output", "mine.html"])
+    save_picture(images[7], "<!--<script>.png")
+    main(["connectivity", str(gnn), "--image", "<!--<script>.png", "--output", "mine.html"])
+    assert Path("mine.html").read_text().count("<script") == 2  # the page's own data and code
     (digit,) = page("mine.html")["digits"]
     assert digit["label"] is None
     assert np.abs(np.array(digit["image"]) - images[7].flatten().numpy()).mean() < 2
@@ -106,10 +109,25 @@ def test_gradcam_of_each_class(lenet: str) -> None:
 
 
 @pytest.mark.slow
-def test_gradcam_of_a_picture(lenet: str, images: Tensor) -> None:
-    save_picture(images[7], "my_seven.png")
-    main(["gradcam", lenet, "--image", "my_seven.png", "--output", "mine.svg"])
-    assert "my_seven.png" in Path("mine.svg").read_text()
+@pytest.mark.parametrize("name", ["my_seven.png", r"$\frac$ <!--.png", os.fsdecode(b"\xff.png")])
+def test_gradcam_of_a_picture(name: str, lenet: str, images: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    save_picture(images[7], name)
+    main(["gradcam", lenet, "--image", name, "--output", "mine.svg"])
+    assert printable(name).replace("<!--", "&lt;!- -") in Path("mine.svg").read_text()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("verb", ["connectivity", "gradcam"])
+def test_strangers_files(verb: str, lenet: str, images: Tensor, fails: Fails) -> None:
+    save_picture(images[7], "mine.png")
+    before = Path("mine.png").read_bytes()
+    line = fails(verb, lenet, "--image", "mine.png", "--output", "./mine.png")
+    assert "output ./mine.png would replace a file that this command reads" in line
+    Path("folder/0").mkdir(parents=True)
+    Path("folder/0/mine.png").write_bytes(before)
+    line = fails(verb, lenet, "--source", "folder:folder", "--output", "folder/0/mine.png")
+    assert "output folder/0/mine.png would replace a file that this command reads" in line
+    assert Path("mine.png").read_bytes() == Path("folder/0/mine.png").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -121,6 +139,7 @@ def test_gradcam_of_a_picture(lenet: str, images: Tensor) -> None:
         (["--indices", "1,x"], "indices must be numbers separated by commas, such as 0,7,42, got '1,x'"),
         (["--index", "1", "--indices", "2"], "give only one of index, indices and image"),
         (["--image", "absent.png"], "there is no picture absent.png"),
+        (["--image", "/dev/zero"], "/dev/zero cannot be read as a picture (not a regular file)"),
         (["--output", "seven.gif"], "must end in"),
         (["--output", "nowhere/seven.png"], "there is no folder"),
         (["--target", "12"], "target must be a class from 0 to 9, got 12"),

@@ -105,7 +105,8 @@ def accuracies(comparison: Comparison) -> Figure:
         seeds = [100 * run.correct.mean() for run in group]
         axes.plot(seeds, [index] * len(seeds), "o", color=colour, markersize=5, markerfacecolor="white")
         axes.plot(100 * row.test_accuracy, index, "|", color=colour, markersize=14, markeredgewidth=2.5)
-    axes.set_yticks(range(len(comparison.rows)), [f"{row.name} (n = {row.seeds})" for row in comparison.rows])
+    names = [f"{charts.literal(row.name)} (n = {row.seeds})" for row in comparison.rows]
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy %")
     axes.grid(alpha=0.3, axis="x")
@@ -134,7 +135,7 @@ def confusions(comparison: Comparison) -> Figure:
     for place, (name, run) in enumerate(zip(comparison.names, comparison.chosen, strict=True), start=1):
         axes = figure.add_subplot(rows, columns, place)
         charts.draw_confusion_matrix(axes, torch.from_numpy(run.logits), torch.from_numpy(run.labels))
-        axes.set_title(name)
+        axes.set_title(charts.literal(name))
     return figure
 
 
@@ -213,9 +214,9 @@ def single_mistakes(comparison: Comparison, images: Tensor, count: int = 20) -> 
     probabilities = softmax(np.stack([run.logits for run in comparison.chosen])[models, wrong], axis=1)
     labels, answers, confidence = comparison.chosen[0].labels[wrong], probabilities.argmax(1), probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")[:count]
+    names = list(map(charts.literal, comparison.names))
     captions = [
-        f"#{wrong[i]}, label {labels[i]}\n{comparison.names[models[i]]}: {answers[i]} ({100 * confidence[i]:.0f} %)"
-        for i in order
+        f"#{wrong[i]}, label {labels[i]}\n{names[models[i]]}: {answers[i]} ({100 * confidence[i]:.0f} %)" for i in order
     ]
     title = f"{len(wrong)} digits only one model misclassifies"
     return charts.digit_sheet(images[torch.from_numpy(wrong[order])], captions, title)

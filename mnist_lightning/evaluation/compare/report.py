@@ -1,13 +1,17 @@
 """The verb `compare`: a report on finished runs."""
 
 from dataclasses import fields
+from functools import partial
 from io import StringIO
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mnist_lightning.evaluation.page import Report, Table, picture, render
+from mnist_lightning.evaluation.page import Picture, Report, Table, markdown_text, picture, render, report_folder
 from mnist_lightning.files import write_whole
 from mnist_lightning.runs.finding import finished_runs
 from mnist_lightning.runs.run import Run
+
+if TYPE_CHECKING:  # `compare --help` answers before torch is imported
+    from mnist_lightning.evaluation.compare.comparison import Comparison
 
 
 def compare_runs(*runs: str, output: str = "report", ensemble: bool = False, root: str | None = None) -> Report:
@@ -28,7 +32,7 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False, roo
         The report.
 
     Raises:
-        InputError: If a path names no run, or there is no finished run.
+        InputError: If a path names no run, there is no finished run, or the output folder holds other files.
     """
     # `compare --help` doesn't wait for these imports.
     from rich.console import Console
@@ -37,21 +41,26 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False, roo
     from mnist_lightning.evaluation.compare.figures import draw_all
     from mnist_lightning.evaluation.statistics import verdicts
 
+    folder = report_folder(output)
     finished, left_out = finished_runs(runs)
     comparisons = compare([*finished, *ensembles(finished)] if ensemble else finished)
-    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    sections, markdown = [], []
-    for number, comparison in enumerate(comparisons, start=1):
+    sections: list[tuple[Comparison, Table, list[Picture]]] = [(one, results_table(one), []) for one in comparisons]
+    page = partial(
+        render, "evaluation/templates/compare.html", runs=len(finished), left_out=left_out, sections=sections
+    )
+    markdown = [
+        "\n".join([table.markdown(), *(f"- {markdown_text(pair)}" for pair in one.pairs), ""])
+        for one, table, _ in sections
+    ]
+    write_whole(folder / "table.csv", raw_table(comparisons).csv())
+    write_whole(folder / "table.md", "\n".join(markdown))
+    write_whole(folder / "index.html", page())  # a figure that fails costs no table
+    for number, (comparison, _, pictures) in enumerate(sections, start=1):
         prefix = f"{number}-" if number > 1 else ""
-        table, figures = results_table(comparison), draw_all(comparison, root)
-        pictures = [picture(figure, caption, folder / f"{prefix}{name}.png") for name, figure, caption in figures]
-        sections.append((comparison, table, pictures))
-        markdown.append("\n".join([table.markdown(), *(f"- {pair}" for pair in comparison.pairs), ""]))
-    page = render("evaluation/templates/compare.html", runs=len(finished), left_out=left_out, sections=sections)
-    write_whole(folder / "table.csv", raw_table(comparisons).csv().encode())
-    write_whole(folder / "table.md", "\n".join(markdown).encode())
-    write_whole(folder / "index.html", page.encode())
+        figures = draw_all(comparison, root)
+        pictures += [picture(figure, caption, folder / f"{prefix}{name}.png") for name, figure, caption in figures]
+    write_whole(folder / "index.html", page())
     tables = [results_table(comparison, MAIN_COLUMNS) for comparison in comparisons]
     lines = [line for each in comparisons for line in verdicts(each.pairs, each.best)]
     if len(finished) == 1:
@@ -60,7 +69,7 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False, roo
         text = StringIO()
         Console(file=text, width=160).print(table)
         print(*lines, sep="\n", file=text)
-        write_whole(folder / "summary.txt", text.getvalue().encode())
+        write_whole(folder / "summary.txt", text.getvalue())
     return Report(folder / "index.html", tables, lines, left_out)
 
 

@@ -14,6 +14,7 @@ from mnist_lightning.data.sources import CLASSES
 
 COMPONENTS = 50  # principal components for the neighbour search: nine tenths of MNIST's variance
 NEIGHBORS = 10
+_MIN_DIFFERENT = 10  # images for t-SNE: it crashes on equal images, and a map of so few says nothing
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def explore(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Explor
     for digit in set(train[1].tolist()):
         members = train[0][train[1] == digit].float()
         deviations[digit], means[digit] = torch.std_mean(members, dim=0, correction=0)
-    components = PCA(min(COMPONENTS, len(pixels)), svd_solver="covariance_eigh").fit_transform(pixels.numpy())
+    with np.errstate(invalid="ignore"):  # equal images have no variance to explain
+        components = PCA(min(COMPONENTS, len(pixels)), svd_solver="covariance_eigh").fit_transform(pixels.numpy())
     search = NearestNeighbors(n_neighbors=min(NEIGHBORS, len(labels) - 1), algorithm="brute").fit(components)
     neighbors = torch.from_numpy(search.kneighbors(return_distance=False))
     parts = zip(torch.split(pixels, 1000), torch.split(neighbors, 1000), strict=True)
@@ -148,15 +150,17 @@ def _extent(mask: Tensor) -> Tensor:
     return (until_last + since_first - mask.shape[1]).clamp_min(0)
 
 
-def tsne_map(components: Tensor) -> NDArray[np.float32]:
+def tsne_map(components: Tensor) -> NDArray[np.float32] | None:
     """Maps images to the plane by t-SNE (van der Maaten and Hinton 2008).
 
     Args:
         components: Principal components of the M images, float [M, K].
 
     Returns:
-        Coordinates of the images [M, 2].
+        Coordinates of the images [M, 2]; None for fewer than ten different images.
     """
+    if len(np.unique(components.numpy(), axis=0)) < _MIN_DIFFERENT:
+        return None
     perplexity = min(30.0, (len(components) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=0)
     points: NDArray[np.float32] = tsne.fit_transform(components.numpy())

@@ -28,9 +28,10 @@ def draw_all(exploration: Exploration) -> Iterator[tuple[str, Figure, str]]:
     sample = torch.from_numpy(np.random.default_rng(0).permutation(len(exploration.labels)))
     points = exploration.components[sample[:5000], :2].numpy()
     yield "pca", _map(exploration.labels[sample[:5000]], points), "The first two principal components."
-    points = tsne_map(exploration.components[sample[:1500]])
-    caption = "t-SNE of a random sample. Small distances mean similar images; large distances mean little."
-    yield "t-sne", _map(exploration.labels[sample[:1500]], points), caption
+    similar = tsne_map(exploration.components[sample[:1500]])
+    if similar is not None:
+        caption = "t-SNE of a random sample. Small distances mean similar images; large distances mean little."
+        yield "t-sne", _map(exploration.labels[sample[:1500]], similar), caption
     pairs = exploration.closest_across(10)
     digits = [(i, f"\ndistance {distance:.2f}") for test, train, distance in pairs for i in (test, train)]
     figure = _sheet(exploration, digits, "Test images most similar to a training image")
@@ -67,7 +68,7 @@ def intensities(exploration: Exploration) -> Figure:
     left, right = figure.subplots(1, 2)
     counts = torch.bincount(exploration.images.flatten().int(), minlength=256)[1:]
     left.bar(range(1, 256), counts.numpy(), width=1, color="#0072B2")
-    left.set(xlabel="intensity", ylabel="pixels", yscale="log")
+    left.set(xlabel="intensity", ylabel="pixels", yscale="log" if counts.any() else "linear")
     by_class = [exploration.intensity[exploration.labels == digit].numpy() for digit in range(CLASSES)]
     right.boxplot(by_class, positions=range(CLASSES), showfliers=False)
     right.set(xlabel="digit", ylabel="mean intensity of an image")

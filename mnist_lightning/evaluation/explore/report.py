@@ -1,9 +1,10 @@
 """The verb `explore`: a report on a data set."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_lightning.evaluation.page import Table, picture, render
+from mnist_lightning.evaluation.page import Picture, Table, picture, render, report_folder
 from mnist_lightning.files import write_whole
 
 if TYPE_CHECKING:  # `explore --help` answers before torch is imported
@@ -25,29 +26,34 @@ def explore_data(source: str = "mnist", root: str | None = None, output: str = "
         The page.
 
     Raises:
-        InputError: If the source is neither on disk nor downloadable, or is damaged.
+        InputError: If the source is neither on disk nor downloadable, or is damaged, or the output folder holds other
+            files.
     """
     from mnist_lightning.data.sources import fetch, read
     from mnist_lightning.evaluation.explore.exploration import explore
     from mnist_lightning.evaluation.explore.figures import draw_all
 
+    folder = report_folder(output)
     fetch(source, root)
     exploration = explore(read(source, root, train=True), read(source, root, train=False))
-    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     duplicates = exploration.duplicates()
-    page = render(
+    pictures: list[Picture] = []
+    page = partial(
+        render,
         "evaluation/templates/explore.html",
         source=source,
         exploration=exploration,
         table=_table(exploration),
         duplicates=[f"{exploration.name(first)} = {exploration.name(second)}" for first, second in duplicates],
         leaked=sum(first < exploration.train <= second for first, second in duplicates),
-        centre=exploration.centres[exploration.intensity > 0].mean(dim=0).tolist(),
+        centre=exploration.centres.nanmean(dim=0).tolist(),  # black images have no centre
         black=float((exploration.images == 0).float().mean()),
-        pictures=[picture(figure, caption, folder / f"{name}.png") for name, figure, caption in draw_all(exploration)],
+        pictures=pictures,
     )
-    write_whole(folder / "index.html", page.encode())
+    write_whole(folder / "index.html", page())  # a figure that fails costs no table
+    pictures += [picture(figure, caption, folder / f"{name}.png") for name, figure, caption in draw_all(exploration)]
+    write_whole(folder / "index.html", page())
     return folder / "index.html"
 
 
@@ -56,7 +62,7 @@ def _table(exploration: "Exploration") -> Table:
 
     def by_class(values: "Tensor", form: str) -> list[str]:
         parts = [values[exploration.labels == digit] for digit in range(10)]
-        return [format(float(part.mean()), form) for part in (*parts, values)]
+        return [format(float(part.mean()), form) if len(part) else "?" for part in (*parts, values)]
 
     rows = []
     for name, train in (("training", True), ("test", False)):

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_lightning.evaluation.charts import draw_cells, draw_reliability, heat_map, legend, palette
+from mnist_lightning.evaluation.charts import draw_cells, draw_reliability, heat_map, legend, literal, palette
 from mnist_lightning.evaluation.robustness.measure import SEVERITIES, Robustness
 from mnist_lightning.evaluation.robustness.unknowns import Detection
 from mnist_lightning.evaluation.statistics import Float, expected_calibration_error
@@ -141,7 +142,7 @@ def mean_errors(results: Robustness) -> Figure:
         axes.plot(100 * results.intervals[index], [index, index], color="black", linewidth=1.8)
         axes.plot(seeds, [index] * len(seeds), "o", color=colour, markersize=5, markerfacecolor="white")
         axes.plot(clean, index, "|", color="black", markersize=16, markeredgewidth=1.5)
-    axes.set_yticks(range(len(models)), map(str, models))
+    axes.set_yticks(range(len(models)), [literal(model) for model in models])
     axes.invert_yaxis()
     axes.set(xlabel="error %", xlim=(0, None))
     axes.grid(alpha=0.3, axis="x")
@@ -180,19 +181,23 @@ def reliability_before_and_after(models: Sequence[tuple[str, Float, float, Any]]
     """
     figure = Figure(figsize=(9.5, 5.5 + 0.25 * -(-len(models) // 3)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
+    handles: list[Line2D] = []
+    texts: list[str] = []
     for name, logits, temperature, colour in models:
         before_and_after = logits, logits / temperature
         for axes, scaled in zip(panels, before_and_after, strict=True):
             draw_reliability(axes, scaled, labels, colour)
         errors = " → ".join(f"{100 * expected_calibration_error(scaled, labels):.2f} %" for scaled in before_and_after)
-        panels[0].plot([], [], color=colour, linewidth=3, label=f"{name}, T = {temperature:.2f}: {errors}")
+        handles += panels[0].plot([], [], color=colour, linewidth=3)
+        texts.append(f"{literal(name)}, T = {temperature:.2f}: {errors}")
     for axes, title in zip(panels, ("before temperature scaling", "after temperature scaling"), strict=True):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, zorder=0)
         axes.set(title=title, xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy")
     title = "\nExpected calibration error with 15 bins. A larger dot is a bin with more digits."
-    figure.legend(title=title, fontsize=9, frameon=False, loc="outside lower center", ncols=min(3, len(models)))
+    columns = max(1, min(3, len(models), 140 // max(map(len, texts))))  # of at most 140 characters together
+    figure.legend(handles, texts, title=title, fontsize=9, frameon=False, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -212,7 +217,7 @@ def detection_map(names: Sequence[str], detections: Sequence[Sequence[Detection]
         values = 100 * np.array([[getattr(row, metric) for row in rows] for rows in detections])
         depth = ((values - best) / (chance - best)).clip(0, 1)
         draw_cells(axes, depth, Normalize(0, 1), map("{:.1f}".format, values.flat))
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), [literal(name) for name in names])
         axes.set_title(title, fontsize=10)
     panels[1].set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     return figure

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from mnist_lightning.checks import check_types
-from mnist_lightning.errors import InputError
-from mnist_lightning.evaluation.page import Picture, Report, Table, picture, render
+from mnist_lightning.errors import InputError, printable
+from mnist_lightning.evaluation.page import Picture, Report, Table, picture, render, report_folder
 from mnist_lightning.files import write_whole
 from mnist_lightning.runs.finding import finished_runs
 
@@ -41,7 +42,8 @@ def measure_robustness(
         The report.
 
     Raises:
-        InputError: If no run can be measured, or MNIST-C's files are requested and cannot be used.
+        InputError: If no run can be measured, MNIST-C's files are requested and cannot be used, or the output folder
+            holds other files.
     """
     check_types(get_type_hints(measure_robustness), {"severities": severities, "source": source})
     if source == "mnist_c" and severities == "all":
@@ -50,6 +52,7 @@ def measure_robustness(
     from mnist_lightning.evaluation.robustness.measure import ALL_CONDITIONS, PUBLISHED_CONDITIONS, measure, test_sets
     from mnist_lightning.evaluation.robustness.unknowns import unknown_sets
 
+    folder = report_folder(output)
     finished, problems = finished_runs(runs)
     subjects = [
         (test_set, _corrupted(test_set, source, root), unknown_sets(test_set.images, test_set.labels, root=root))
@@ -57,7 +60,6 @@ def measure_robustness(
     ]
     if not subjects:
         raise InputError(f"no run can be measured: {problems[-1]}")
-    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)  # fails before the work begins
     conditions = ALL_CONDITIONS if severities == "all" else PUBLISHED_CONDITIONS
     evaluations = sum(len(test_set.models) for test_set, *_ in subjects) * (len(conditions) + 2)  # clean, no digits
@@ -79,28 +81,32 @@ def write_page(results: "Sequence[Robustness]", left_out: Sequence[str], folder:
     from mnist_lightning.evaluation.robustness.measure import pairs, worst_corruption
     from mnist_lightning.evaluation.statistics import FEW_PAIRS, verdicts
 
-    sections = []
+    sections: list[tuple[Any, ...]] = []
     all_tables: list[Table] = []
     printed: list[Table] = []
     lines: list[str] = []
-    for number, one in enumerate(results, start=1):
+    for one in results:
         shown = tables.error_table(one), tables.calibration_table(one), tables.unknown_table(one)
         worst = [worst_corruption(one, model) for model in range(len(one.models))]
         compared = pairs(one)
-        prefix = f"{number}-" if number > 1 else ""
-        sections.append((one, *shown, worst, compared, *_pictures(one, folder, prefix)))
+        sections.append((one, *shown, worst, compared, [], [], []))  # pictures follow below
         all_tables += shown
         printed += [tables.ranking_table(one), *shown]
         lines += worst if len(compared) <= FEW_PAIRS else []
         lines += verdicts(compared, one.best)
     runs = sum(len(model.runs) for one in results for model in one.models)
-    page = render(
-        "evaluation/templates/robustness.html", runs=runs, left_out=left_out, mnist_c=mnist_c, sections=sections
+    page = partial(
+        render, "evaluation/templates/robustness.html", runs=runs, left_out=left_out, mnist_c=mnist_c, sections=sections
     )
-    write_whole(folder / "table.csv", tables.raw_errors(results).csv().encode())
-    write_whole(folder / "unknowns.csv", tables.raw_detections(results).csv().encode())
-    write_whole(folder / "table.md", "\n".join(table.markdown() for table in all_tables).encode())
-    write_whole(folder / "index.html", page.encode())
+    write_whole(folder / "table.csv", tables.raw_errors(results).csv())
+    write_whole(folder / "unknowns.csv", tables.raw_detections(results).csv())
+    write_whole(folder / "table.md", "\n".join(table.markdown() for table in all_tables))
+    write_whole(folder / "index.html", page())  # a figure that fails costs no table
+    for number, (one, *_, errors, calibration, unknowns) in enumerate(sections, start=1):
+        drawn = _pictures(one, folder, f"{number}-" if number > 1 else "")
+        for shown_pictures, pictures in zip((errors, calibration, unknowns), drawn, strict=True):
+            shown_pictures.extend(pictures)
+    write_whole(folder / "index.html", page())
     return Report(folder / "index.html", printed, lines, left_out)
 
 
@@ -144,6 +150,7 @@ def _progress(evaluations: int) -> "Iterator[Callable[[Condition, str], None]]":
         A callback for `measure`.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     console = Console()
@@ -153,7 +160,7 @@ def _progress(evaluations: int) -> "Iterator[Callable[[Condition, str], None]]":
 
         def advance(condition: "Condition", model: str) -> None:
             nonlocal corruption
-            bar.update(task, advance=1, description=f"{condition}, {model}".ljust(34))
+            bar.update(task, advance=1, description=escape(printable(f"{condition}, {model}").ljust(34)))
             if not console.is_terminal and condition.corruption != corruption:
                 corruption = condition.corruption
                 print(f"{bar.tasks[0].completed} of {evaluations}: {condition.name}", flush=True)

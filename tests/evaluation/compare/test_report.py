@@ -9,8 +9,6 @@ from PIL import Image
 
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read
-from mnist_lightning.evaluation.compare.report import compare_runs
-from mnist_lightning.evaluation.explore.report import explore_data
 from mnist_lightning.runs.run import Run
 from mnist_lightning.runs.writing import write_results
 
@@ -90,8 +88,20 @@ def test_ensembles_are_compared(logs: Path, capsys: pytest.CaptureFixture[str]) 
     assert "ensemble: majority vote" in printed
 
 
-def test_names_are_shown_as_text(tmp_path: Path) -> None:
+def test_names_are_shown_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     name = "<script>alert(1)</script>"
+    names = [
+        name,
+        r"[/] $\frac$ a|b`",
+        "cnn[a]",
+        "cnn[b]",
+        "\x1b[31m\x9b\u202e\udcff two\nlines",
+        100 * "数字",
+        "$x",
+        "_x",
+    ]
     for kind in ("<b>dark", "<b>light"):
         (tmp_path / name / kind).mkdir(parents=True)
         for index in range(8):
@@ -99,22 +109,65 @@ def test_names_are_shown_as_text(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(tmp_path / name / kind / f"{index}.png")
     source = f"folder:{name}"
     labels = read(source, train=False)[1].numpy()
-    for version, experiment in enumerate((name, "other")):
-        logits = np.eye(10, dtype=np.float32)[(labels + version) % 2]
+    for version, experiment in enumerate(names):
+        logits = np.eye(10, dtype=np.float32)[(labels + (version > 0)) % 2]
         summary = {
             "experiment": experiment,
             "source": source,
             "seed": 0,
             "model": "CNN",
-            "test": {"accuracy": 1 - version},
+            "test": {"accuracy": float(version == 0)},
         }
         (tmp_path / "runs" / str(version)).mkdir(parents=True)
         write_results(Run(tmp_path / "runs" / str(version)), summary, logits, labels)
-    pages = [compare_runs("runs").page, explore_data(source)]
-    for page in (path.read_text() for path in pages):
+    main(["compare", "runs"])
+    main(["explore", "--source", source])
+    printed = capsys.readouterr()
+    assert not [str(each.message) for each in recwarn if "Glyph" in str(each) or "layout" in str(each)]
+    for page in (Path(folder, "index.html").read_text() for folder in ("report", "data-report")):
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
         assert "<script" not in page
         assert "<b>" not in page
+    page, table, markdown = (Path("report", name).read_text() for name in ("index.html", "table.csv", "table.md"))
+    for text in (printed.out, page, table, markdown):
+        assert not set("\x1b\x9b\u202e") & set(text)
+    for text in (printed.out, table):
+        assert "\\x1b[31m\\x9b\\u202e\\udcff two\\nlines" in text
+        assert "cnn[a]" in text
+        assert "cnn[b]" in text
+    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + len(names)
+    assert r"| \[/\] \$\\frac\$ a\|b\` | 1 |" in markdown
+    assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
+
+
+def test_tables_outlive_a_figure_that_fails(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(_: object) -> Any:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("mnist_lightning.evaluation.compare.figures.draw_all", draw)
+    with pytest.raises(RuntimeError, match="no font"):
+        main(["compare"])
+    for name in ("index.html", "table.csv", "table.md"):
+        assert "lenet5, max_epochs 2" in Path("report", name).read_text()
+    monkeypatch.setattr("mnist_lightning.evaluation.compare.figures.draw_all", lambda _: ())
+    main(["compare"])  # the unfinished report is replaced
+
+
+@pytest.mark.parametrize("verb", ["compare", "robustness", "explore"])
+def test_a_report_replaces_only_a_report(verb: str, logs: Path, fails: Callable[..., str]) -> None:
+    run = logs / "mlp" / "version_0"
+    Path("site").mkdir()
+    Path("site/index.html").write_text("mine")
+    Path("link").symlink_to(run)
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    what = ["--source", "digits"] if verb == "explore" else [str(run)]
+    for folder in (run, run / "checkpoints", logs, "link", "site", "."):
+        words = "holds other files than a report; choose a new or an empty folder"
+        assert f"output {folder} {words}" in fails(verb, *what, "--output", str(folder))
+    words = "output must be a folder, got the file site/index.html"
+    assert words in fails(verb, *what, "--output", "site/index.html")
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
 def test_many_models_on_a_narrow_terminal(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read
-from mnist_lightning.evaluation.explore.exploration import Exploration, explore
+from mnist_lightning.evaluation.explore.exploration import Exploration, explore, tsne_map
 
 Part = tuple[Tensor, Tensor]
 
@@ -140,6 +140,31 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(pictures) == page.count("data:image/png;base64,") == 11
     for picture in pictures:
         assert len(Image.open(Path("about", f"{picture}.png")).convert("L").getcolors() or []) > 20
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 9])
+def test_equal_images_have_no_map(kinds: int) -> None:
+    images = torch.randint(0, 256, (kinds, 28, 28)).byte().repeat(40, 1, 1)  # one kind used to crash the process
+    exploration = explore((images, torch.arange(len(images)) % 10), (images[:kinds], torch.arange(kinds)))
+    assert tsne_map(exploration.components) is None
+    different = torch.randint(0, 256, (11, 28, 28)).byte()
+    points = tsne_map(explore((different[:9], torch.arange(9)), (different[9:], torch.arange(2))).components)
+    assert points is not None
+    assert points.shape == (11, 2)
+
+
+@pytest.mark.slow
+def test_report_on_black_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("0/1", "0/2", "1/1", "1/2"):
+        Path("black", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28)).save(f"black/{name}.png")
+    main(["explore", "--source", "folder:black"])
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("data-report/index.html\n", "")
+    page = Path("data-report/index.html").read_text()
+    assert "All images are black." in page
+    assert "<td>nan</td>" not in page
+    assert page.count("data:image/png;base64,") == 10
 
 
 def test_an_unknown_source(fails: Callable[..., str]) -> None:

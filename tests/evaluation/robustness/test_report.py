@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
@@ -19,6 +20,8 @@ from mnist_lightning.data.corruptions import CORRUPTIONS, PUBLISHED, corrupt
 from mnist_lightning.data.sources import read
 from mnist_lightning.evaluation.calibration import calibrate
 from mnist_lightning.evaluation.page import Report, Table
+from mnist_lightning.evaluation.robustness import report
+from mnist_lightning.evaluation.robustness.measure import Condition
 from mnist_lightning.evaluation.robustness.report import measure_robustness
 from mnist_lightning.files import save_tensors
 from mnist_lightning.runs.checkpoint import CALIBRATION, read_checkpoint
@@ -271,3 +274,14 @@ def test_page_fits_a_desktop_and_a_phone(folder: Path, visit: Callable[[str, str
     page = (folder / "index.html").read_text()
     expected = {"tooWide": 0, "images": len(PICTURES), "rows": page.count("<tr"), "requests": []}
     assert visit(page, MEASURE) == {"1280": expected, "390": expected}
+
+
+def test_progress_shows_names_as_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
+    with report._progress(2) as advance:
+        for name in ("[/]", "a[red]b\x1b]0;title\x07"):
+            advance(Condition("fog", 1), name)
+            time.sleep(0.15)  # the bar is drawn ten times a second
+    printed = capsys.readouterr().out
+    assert "[/]" in printed
+    assert r"a[red]b\x1b]0;title\x07" in printed
