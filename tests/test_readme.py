@@ -18,6 +18,7 @@ def blocks(text: str) -> list[str]:
 COMPARE, *OTHERS = blocks(README)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code", OTHERS, ids=["corruptions", "connectivity", "classify", "Trainer", "plain module", "bare loop"]
 )

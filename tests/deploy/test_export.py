@@ -197,7 +197,7 @@ def test_torch_cannot_trace_a_gnn() -> None:
 def test_model_with_nan_weights(tmp_path: Path) -> None:
     model = Custom()
     model.layers[1].bias.data[3] = torch.nan
-    with pytest.raises(InputError, match=r"nothing was written: .* by up to nan"):
+    with pytest.raises(InputError, match=r"weights contain NaN or infinite values"):
         export_model(str(run_of(model, tmp_path / "run")), "model.pt2", source="digits")
     assert not Path("model.pt2").exists()
 

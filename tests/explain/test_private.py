@@ -34,6 +34,7 @@ def traces(model: nn.Module) -> list[Any]:
     return [*modules, *(parameter.grad for parameter in model.parameters())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("conv", "explain", "calls"),
     [

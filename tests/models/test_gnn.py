@@ -53,6 +53,7 @@ def test_logits_do_not_depend_on_the_order_of_nodes_and_edges(conv: str, batch: 
     torch.testing.assert_close(shuffled, model(data.x, data.edge_index, data.pos), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conv", CONVS)
 def test_neighbors_do_not_change_the_result(conv: str, batch: Batch) -> None:
     model = GNN(conv=conv).train()  # type: ignore[arg-type]

@@ -60,6 +60,7 @@ def test_every_parameter_gets_a_gradient(build: type[Classifier], take: Take) ->
     assert not without
 
 
+@pytest.mark.slow
 def test_overfits_16_digits(build: type[Classifier], take: Take) -> None:
     inputs, labels = take(FIRST)
     model = build().train()

@@ -95,9 +95,10 @@ def same(first: Path, second: Path) -> bool:
     ("state", "args", "equals"),
     [
         ("killed", [], "whole"),
-        ("killed", ["--trainer.max_epochs=3"], "whole"),
-        ("killed", ["--config=mine.yaml"], "whole"),
-        ("killed", ["--data.num_workers=1", "--trainer.log_every_n_steps=7"], "whole"),
+        ("killed", ["--config=mine.yaml", "--trainer.max_epochs=3"], "whole"),
+        pytest.param(
+            "killed", ["--data.num_workers=1", "--trainer.log_every_n_steps=7"], "whole", marks=pytest.mark.slow
+        ),
         ("finished", ["--trainer.max_epochs=3"], "whole"),
         ("onecycle killed", [], "onecycle"),
     ],
@@ -166,6 +167,7 @@ def test_a_finished_run_stays_as_it_is(state: str, args: list[str], capsys: pyte
     assert contents(Path()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["finished"], indirect=True)
 def test_a_run_is_resumed_where_it_lies(state: str, runs: dict[str, Path], tmp_path: Path) -> None:
     original = contents(runs["finished"])
@@ -202,6 +204,7 @@ def pictures(folder: str, offset: int) -> None:
         Image.fromarray(image.numpy()).save(path)
 
 
+@pytest.mark.slow
 def test_other_data_behind_the_same_name_are_refused(tmp_path: Path, fails: Callable[..., str]) -> None:
     pictures("mine", offset=0)
     trained(tmp_path, "--data.source=folder:mine", "--trainer.max_epochs=2", crash_in=1)
@@ -237,6 +240,7 @@ def test_a_checkpoint_outside_of_a_run_is_refused(runs: dict[str, Path], fails: 
     assert "model.ckpt is not in a run's folder; start another training from it with --init_from model.ckpt" in line
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_within_an_epoch_is_refused(tmp_path: Path, fails: Callable[..., str]) -> None:
     trained(tmp_path, "--trainer.val_check_interval=0.3", "--trainer.max_epochs=2", crash_in=1)
     line = fails("fit", f"--ckpt_path={RUN}/checkpoints/best.ckpt")
@@ -245,6 +249,7 @@ def test_a_checkpoint_from_within_an_epoch_is_refused(tmp_path: Path, fails: Cal
     assert read_checkpoint(RUN / "checkpoints/last.ckpt")["global_step"] == 22
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "tested"),
     [

@@ -85,6 +85,7 @@ def test_a_state_dict_alone_is_enough() -> None:
     assert summary(run)["init_from"]["source"] is None
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_is_resumed_without_its_origin(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = logs / "mlp/version_0", logs / "mlp/version_1"
     main(["fit", f"--init_from={old}", *STILL])
