@@ -288,7 +288,7 @@ class MNISTDataModule(LightningDataModule):
         return ImageBatches(*self._splits[split], self.augment if augmented else None, self.seed)
 
     def _shard(self, split: str) -> tuple[int, int]:
-        """Number of processes, each of which needs an image, and rank of this process."""
+        """Number of processes and rank of this process. Each process needs an image."""
         processes, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         count = len(self._splits[split][1])
         if count < processes:

@@ -31,7 +31,7 @@ def load(
 
     Args:
         path: A checkpoint, a run folder, whose best checkpoint is loaded, or a folder that contains runs of one
-            experiment, of which the best is loaded; see `find_run`.
+            experiment, whose best run is loaded; see `find_run`.
         device: Device of the model.
         calibrated: Divide the model's logits by the checkpoint's temperature (Guo et al. 2017, "On calibration of
             modern neural networks", section 4.2), so that its confidence matches its accuracy. Training fits the

@@ -55,7 +55,7 @@ def run_to_resume(path: str | Path) -> Run:
         path: A run folder, a checkpoint of a run, or a folder that contains runs at any depth.
 
     Raises:
-        InputError: If the path names no run, or several runs of which not exactly one is unfinished.
+        InputError: If the path names no run, or several runs and not exactly one of them is unfinished.
     """
     runs = runs_at(existing(path), [])
     unfinished = [run for run in runs if not run.is_finished]

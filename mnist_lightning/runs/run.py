@@ -106,10 +106,9 @@ class Run:
         return self.summary_file.is_file()
 
     def checkpoint(self, name: Literal["best", "last"] = "best") -> Path | None:
-        """Returns an existing checkpoint file: the one asked for, or else the other."""
-        # A run that was killed during its first epoch may have no last checkpoint, one without validation no best.
-        first, second = (self.best, self.last) if name == "best" else (self.last, self.best)
-        return next((path for path in (first, second) if path.is_file()), None)
+        """Returns an existing checkpoint file: the one asked for, or else the best."""
+        # A run that was killed during its first epoch may have the best checkpoint and not the last.
+        return next((path for path in (self.checkpoints / f"{name}.ckpt", self.best) if path.is_file()), None)
 
     @cached_property
     def summary(self) -> dict[str, Any]:

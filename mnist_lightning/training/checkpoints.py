@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -16,7 +16,7 @@ from mnist_lightning.runs.run import Run
 
 
 class BestCheckpoint(IdleInSteps, ModelCheckpoint):  # type: ignore[misc]
-    """Keeps the checkpoint of the epoch with the highest validation accuracy, the last of equally good epochs.
+    """Keeps the checkpoint that is tested: of the epoch with the highest validation accuracy.
 
     A few thousand images often give several epochs the same accuracy. Lightning keeps the first of them, but with a
     falling learning rate the last one is trained better.
@@ -35,6 +35,12 @@ class BestCheckpoint(IdleInSteps, ModelCheckpoint):  # type: ignore[misc]
             return
         here = {"dirpath": self.dirpath, "best_model_path": str(best), "kth_best_model_path": str(best)}
         super().load_state_dict({**state_dict, **here, "best_k_models": {str(best): state_dict["best_model_score"]}})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the last weights of a training without validation, so that each run has a checkpoint to test."""
+        if not self.best_model_path and not self._should_skip_saving_checkpoint(trainer):
+            self.best_model_path = str(Path(self.dirpath or "", Run("").best.name))
+            self._save_checkpoint(trainer, self.best_model_path)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Counts an epoch as better if it equals the best one."""

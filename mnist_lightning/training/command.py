@@ -39,13 +39,13 @@ from mnist_lightning.runs.resuming import FinishedError, check_data, check_proce
 from mnist_lightning.runs.run import LOGS, Run
 from mnist_lightning.runs.writing import check_predictions_file, explain_disk_error, how_to_continue, write_predictions
 from mnist_lightning.training.callbacks import record
-from mnist_lightning.training.checkpoints import write_atomically
+from mnist_lightning.training.checkpoints import BestCheckpoint, write_atomically
 from mnist_lightning.training.failures import fails_first, refusal
 from mnist_lightning.training.finetuning import InitialWeights
 from mnist_lightning.training.layers import LayerTable
 from mnist_lightning.training.parser import TrainerParser, check_settings
 from mnist_lightning.training.progress import progress_callback
-from mnist_lightning.training.recording import RunConfig, RunRecorder, checkpoint_to_test
+from mnist_lightning.training.recording import RunConfig, RunRecorder
 from mnist_lightning.training.result import Result
 from mnist_lightning.training.stopping import StopSignals, without_requeue
 from mnist_lightning.training.tensorboard import RunLogger
@@ -176,6 +176,7 @@ class CLI(LightningCLI):
         run = Run.of(path)
         if run is None:
             raise InputError(f"{path} is not in a run's folder; start another training from it with --init_from {path}")
+        self.config.fit.experiment = self.config.fit.experiment or run.full_config.get("experiment")
         config = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
         check_resume(run, config, checkpoint)
         self.resumed, self._checkpoint = run, checkpoint
@@ -229,6 +230,7 @@ class CLI(LightningCLI):
             seed = False if self._get(self.config_init, "seed_everything") is False else None
             recorded = record(self._get(self.config_init, "experiment"), seed)
             self.recorder = next(callback for callback in recorded if isinstance(callback, RunRecorder))
+            self.best = next(callback for callback in recorded if isinstance(callback, BestCheckpoint))
             if (source := self._get(self.config_init, "init_from")) and not self.resumed:
                 initial = InitialWeights(source, self.model)
                 self.recorder.init_from = initial.facts
@@ -314,11 +316,11 @@ class CLI(LightningCLI):
         return kwargs
 
     def after_fit(self) -> None:
-        """Tests once: the best checkpoint, or the last weights of a training without validation."""
+        """Tests the best checkpoint once, and prints the result."""
         if self._get(self.config_init, "trainer")["fast_dev_run"]:
             return
         self.trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # the report is of the training
-        tested = checkpoint_to_test(self.trainer)
+        tested = self.best.best_model_path or None  # checkpoints may be off
         self.trainer.test(self.model, self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         folder = self.trainer.log_dir  # a broadcast, which all processes must take part in
         if not self.trainer.is_global_zero or folder is None:

@@ -13,7 +13,7 @@ from zlib import crc32
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from mnist_lightning.runs.checkpoint import read_checkpoint
 from mnist_lightning.runs.predictions import predict
 from mnist_lightning.runs.run import Run
 from mnist_lightning.runs.writing import write_config, write_results
-from mnist_lightning.training.checkpoints import BestCheckpoint, LastCheckpoint, write_atomically
+from mnist_lightning.training.checkpoints import BestCheckpoint, write_atomically
 
 # Settings that change the trained weights. Without a config, they tell models apart.
 _DATA_SETTINGS = ("batch_size", "val_size", "stratify", "seed", "augment")
@@ -89,7 +89,7 @@ class RunRecorder(IdleInSteps):
         if self._trainer not in (None, trainer):
             raise InputError("these callbacks record another Trainer's run; call record() for each Trainer")
         own_folder = trainer.loggers or Path(trainer.default_root_dir).resolve() != Path.cwd()
-        if _checkpoints(trainer) and not own_folder and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if _best(trainer) is not None and not own_folder and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise InputError("a run needs a folder of its own; use a logger, or name a default_root_dir")
         self._trainer = trainer
         self.experiment = self.experiment or pl_module.architecture.__name__.lower()
@@ -97,7 +97,8 @@ class RunRecorder(IdleInSteps):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to overwrite a finished run."""
-        run = next((Run(Path(str(callback.dirpath)).parent) for callback in _checkpoints(trainer)), None)
+        best = _best(trainer)
+        run = Run(Path(str(best.dirpath)).parent) if best is not None else None
         if run is not None and run.is_finished and not trainer.ckpt_path:
             raise InputError(f"{run.folder} holds a finished run; use a new Trainer, or another version")
 
@@ -132,9 +133,10 @@ class RunRecorder(IdleInSteps):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files, in the first process."""
         assert isinstance(pl_module, Classifier)
-        saved = checkpoint_to_test(trainer)
+        best = _best(trainer)
+        saved = Path(best.best_model_path).resolve() if best is not None and best.best_model_path else None
         tested = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
-        if tested != saved or (saved is None and _checkpoints(trainer)):
+        if tested != saved or (saved is None and best is not None):
             rank_zero_warn('this test is not recorded; a run is, when you test its best checkpoint: ckpt_path="best"')
             return
         folder = saved.parent.parent if saved else trainer.log_dir  # a broadcast, which all processes must take part in
@@ -180,16 +182,8 @@ class RunRecorder(IdleInSteps):
         }
 
 
-def _checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
-    """The run's own checkpoint callbacks, best first."""
-    kinds = (BestCheckpoint, LastCheckpoint)
-    return [c for kind in kinds for c in trainer.checkpoint_callbacks if isinstance(c, kind)]
-
-
-def checkpoint_to_test(trainer: Trainer) -> Path | None:
-    """Returns the best checkpoint, the last one of a training without validation, or None without checkpoints."""
-    paths = [callback.best_model_path for callback in _checkpoints(trainer)]
-    return next((Path(path).resolve() for path in paths if path), None)
+def _best(trainer: Trainer) -> BestCheckpoint | None:
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
 
 
 def _plain_module(model: Classifier) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def bomb() -> bytes:
         ("notes<b>.txt", "notes&lt;b&gt;.txt cannot be read as a picture"),
         (url_of(b"not a picture"), "the picture cannot be read"),
         (url_of(damaged()), "the picture cannot be read"),
-        (url_of(bomb()), "64 million pixels"),
+        (url_of(bomb()), "16 million pixels"),
         (url_of(bytes_of(Image.new("L", (90, 90), 255))), "blank"),
         ("data:image/png;base64,?", "the request cannot be read as a picture"),
         ("data:image/png;base64,é", "the request cannot be read as a picture"),
@@ -230,7 +230,7 @@ def test_concurrent_requests(app: Any, models: dict[str, Classifier]) -> None:
     ("arguments", "options", "message"),
     [
         ((), {}, "no checkpoint is given; use app RUN_FOLDER..."),
-        (("nowhere",), {}, "there is no checkpoint nowhere"),
+        (("nowhere",), {}, "there is no folder nowhere"),
         (("nowhere",), {"port": 70_000}, "port must be from 1 to 65535, got 70000"),
         (("nowhere",), {"host": "999.1.1.1"}, "cannot listen on 999.1.1.1, port 7860"),
     ],

@@ -251,20 +251,20 @@ def test_a_checkpoint_from_within_an_epoch_is_refused(tmp_path: Path, fails: Cal
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("args", "tested"),
+    ("args", "saved"),
     [
-        (["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"], "best"),
-        (["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=2"], "last"),
-        (["--trainer.max_epochs=1", "--trainer.limit_val_batches=0"], "last"),
-        (["--trainer.max_steps=3", "--trainer.max_epochs=-1"], "last"),
-        (["--trainer.max_epochs=1", "--trainer.enable_checkpointing=false"], None),
+        (["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"], True),
+        (["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=2"], True),
+        (["--trainer.max_epochs=1", "--trainer.limit_val_batches=0"], True),
+        (["--trainer.max_steps=3", "--trainer.max_epochs=-1"], True),
+        (["--trainer.max_epochs=1", "--trainer.enable_checkpointing=false"], False),
     ],
 )
-def test_every_training_is_tested_and_keeps_its_last_epoch(args: list[str], tested: str | None, tmp_path: Path) -> None:
+def test_every_training_is_tested_and_keeps_its_last_epoch(args: list[str], saved: bool, tmp_path: Path) -> None:
     run = Run(trained(tmp_path, *args))
     assert run.summary["test"]["accuracy"] == run.correct.mean()
-    assert run.last.is_file() == run.best.is_file() == (tested is not None) or tested == "last"
-    if tested is not None:
+    assert run.last.is_file() == run.best.is_file() == saved
+    if saved:
         assert read_checkpoint(run.last)["global_step"] == run.summary["steps"]
         assert torch.equal(
             load(run.folder or "").classify(read("digits", train=False)[0]), torch.from_numpy(run.logits)

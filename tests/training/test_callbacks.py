@@ -113,7 +113,7 @@ def test_plain_modules_of_one_class_are_told_apart() -> None:
 )
 def test_every_logger_names_the_folder(logger: Any) -> None:
     loggers = {
-        "RunLogger": lambda: RunLogger("runs", "named"),
+        "RunLogger": lambda: RunLogger(logs="runs", experiment="named"),
         "several": lambda: [TensorBoardLogger("runs", "named"), CSVLogger("others")],
     }
     trainer = train(MLP(widths=[4]), "my experiment", 7, logger=loggers[logger]() if logger in loggers else logger)

@@ -19,7 +19,7 @@ from mnist_lightning import InputError, load
 from mnist_lightning.data.corruptions import CORRUPTIONS, PUBLISHED, corrupt
 from mnist_lightning.data.sources import read
 from mnist_lightning.evaluation.calibration import calibrate
-from mnist_lightning.evaluation.page import Report, Table
+from mnist_lightning.evaluation.page import Report, Table, render
 from mnist_lightning.evaluation.robustness import report
 from mnist_lightning.evaluation.robustness.measure import Condition
 from mnist_lightning.evaluation.robustness.report import measure_robustness
@@ -161,11 +161,12 @@ def test_interruption_keeps_the_previous_report(runs: Path, monkeypatch: pytest.
         return images
 
     Path("robustness").mkdir()
-    Path("robustness/index.html").write_text("previous")
+    previous = render("evaluation/templates/page.html", title="previous")
+    Path("robustness/index.html").write_text(previous)
     monkeypatch.setattr("mnist_lightning.data.corruptions.corrupt", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure_robustness(str(runs / "mlp"))
-    assert [(path.name, path.read_text()) for path in Path("robustness").iterdir()] == [("index.html", "previous")]
+    assert [(path.name, path.read_text()) for path in Path("robustness").iterdir()] == [("index.html", previous)]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -198,7 +199,7 @@ def test_wrong_arguments(runs: Path, fails: Callable[..., str]) -> None:
     assert "--source mnist_c has one severity per corruption: use --severities published, not all" in fails(
         "robustness", str(runs), "--source", "mnist_c", "--severities", "all"
     )
-    assert "severities must be one of ['published', 'all'], got 'most'" in fails(
+    assert "severities must be one of published or all, got 'most'" in fails(
         "robustness", str(runs), "--severities", "most"
     )
     assert "severity; did you mean severities?" in fails("robustness", "--severity", "all")
