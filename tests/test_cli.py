@@ -257,6 +257,7 @@ class MyData(LightningDataModule):
 """
 
 
+@pytest.mark.slow
 def test_custom_data_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", sys.path[:])
     Path("my_data.py").write_text(MY_DATA)

@@ -55,6 +55,7 @@ def strokes(size: int, width: int) -> np.ndarray:
     return np.asarray(paper) / 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [28, 60, 190])
 @pytest.mark.parametrize(("paper", "pen"), [(0.9, 0.1), (0.05, 0.8), (0.6, 0.3)])
 def test_digits_are_extracted_from_anywhere_on_a_page(originals: Tensor, size: int, paper: float, pen: float) -> None:

@@ -317,6 +317,7 @@ def test_unresponsive_hosts_time_out(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert not root.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_hanging_name_look_up_times_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     finished = threading.Event()

@@ -117,6 +117,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return messages
 
 
+@pytest.mark.slow
 def test_loggers_and_profilers(reports: list[str]) -> None:
     options = [
         "--trainer.profiler=simple",

@@ -16,6 +16,7 @@ PICTURES = {"curves", "accuracies", "costs", "calibration", "f1", "agreement", "
 MISTAKES = {"shared-mistakes", "lonely-mistakes"}
 
 
+@pytest.mark.slow
 def test_report_on_the_default_folder(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare"])
     printed = capsys.readouterr().out
