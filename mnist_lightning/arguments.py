@@ -243,7 +243,8 @@ def with_configs(args: list[str]) -> list[str]:
             words[index + 1] = str(_config_file(value))
         elif flag in _RUNS:
             path = _existing_run(value)
-            run = Run.of(path) if path.is_file() else run_to_resume(path) if words[0] == "fit" else find_run(path)
+            find = run_to_resume if words[0] == "fit" and flag == "--ckpt_path" else find_run
+            run = Run.of(path) if path.is_file() else find(path)
             config = run.config_file if run is not None and run.config_file.is_file() else config
             words[index + 1] = str(path if run is None or path.is_file() else run.folder)
     if set(_RUNS) <= set(words):

@@ -49,6 +49,7 @@ _EXAMPLES = (
 _IRRELEVANT = (
     r".*does not have many workers.*",  # a batch takes 0.1 ms
     r".*is smaller than the logging interval.*",  # the rest of an epoch is logged at its end
+    r"`ModelCheckpoint\(monitor='val/acc'\)` could not find.*",  # a training without validation
     r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run continues in its folder
     r".*callbacks used to create the checkpoint need to be provided.*",  # testing needs none of them
     r".*pickle protocol.*weights_only Unpickler.*",  # unsupported content is refused

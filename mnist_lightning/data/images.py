@@ -152,6 +152,7 @@ class MNISTDataModule(LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.num_workers = num_workers
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._origin: dict[str, Any] = {}
         self._rows: dict[str, Tensor] = {}  # indices into all images of the source, test images last
 
     def prepare_data(self) -> None:
@@ -178,12 +179,13 @@ class MNISTDataModule(LightningDataModule):
         train, val = self._split(labels)
         tests = self._read(train=False)
         self._splits = {"train": (images[train], labels[train]), "val": (images[val], labels[val]), "test": tests}
+        checksum = crc32(b"".join(part[1].numpy().tobytes() for part in (self._splits["train"], self._splits["val"])))
+        self._origin = {"source": self.source, "classes": class_names(self.source), "labels": checksum}
         self._rows = {"train": train, "val": val, "test": torch.arange(len(labels), len(labels) + len(tests[1]))}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the source that was really used, its classes, and a checksum of the labels, for checkpoints."""
-        labels = b"".join(self._splits[split][1].numpy().tobytes() for split in ("train", "val"))
-        return {"source": self.source, "classes": class_names(self.source), "labels": crc32(labels)}
+        return self._origin
 
     def _fetch(self, source: str) -> None:
         fetch(source, self.root)

@@ -3,7 +3,6 @@
 import gc
 import logging
 import re
-import signal
 import sys
 from argparse import SUPPRESS
 from pathlib import Path
@@ -31,13 +30,12 @@ from mnist_lightning.arguments import plain_words, refuse_nulls, with_configs
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError, SourceUnavailableError, StoppedError, one_line
-from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
 from mnist_lightning.evaluation.page import print_result
 from mnist_lightning.models import GNN
 from mnist_lightning.runs.checkpoint import data_in, find_checkpoint, read_checkpoint
 from mnist_lightning.runs.resuming import FinishedError, check_data, check_processes, check_resume
 from mnist_lightning.runs.run import LOGS, Run
-from mnist_lightning.runs.writing import check_predictions_file, explain_disk_error, how_to_continue, write_predictions
+from mnist_lightning.runs.writing import check_predictions_file, explain_disk_error, write_predictions
 from mnist_lightning.training.callbacks import record
 from mnist_lightning.training.checkpoints import BestCheckpoint, write_atomically
 from mnist_lightning.training.failures import fails_first, refusal
@@ -46,7 +44,7 @@ from mnist_lightning.training.layers import LayerTable
 from mnist_lightning.training.parser import TrainerParser, check_settings
 from mnist_lightning.training.progress import progress_callback
 from mnist_lightning.training.recording import RunConfig, RunRecorder
-from mnist_lightning.training.result import Result
+from mnist_lightning.training.result import Result, evaluation_table
 from mnist_lightning.training.stopping import StopSignals, without_requeue
 from mnist_lightning.training.tensorboard import RunLogger
 
@@ -282,20 +280,13 @@ class CLI(LightningCLI):
         except (KeyboardInterrupt, SystemExit) as stop:
             if not (self.trainer.interrupted or isinstance(stop, KeyboardInterrupt)):
                 raise
-            raise self._stopped() from None
+            raise self.signals.explain(self.trainer) from None
         finally:
             for logger in self.trainer.loggers:
                 if isinstance(logger, RunLogger):
                     logger.release()
             if self.temporary:
                 self.temporary.cleanup()
-
-    def _stopped(self) -> BaseException:
-        if not self.trainer.is_global_zero:
-            return SystemExit(128 + self.signals.received)
-        folder = self.trainer.loggers[0].log_dir if self.trainer.loggers else None
-        state = f"; {how_to_continue(Run(folder))}" if folder and Path(folder).is_dir() else ""
-        return StoppedError(f"stopped by {signal.Signals(self.signals.received).name}{state}", self.signals.received)
 
     def before_fit(self) -> None:
         """Compares the data and the processes of a resumed run with those before. Its folder is untouched so far."""
@@ -336,11 +327,11 @@ class CLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Prints the metrics."""
-        self._print(metrics_table({"val": self._metrics("val")}, self._title()))
+        self._print(evaluation_table("val", self.model, self.datamodule))
 
     def after_test(self) -> None:
         """Prints the metrics."""
-        self._print(metrics_table({"test": self._metrics("test")}, self._title()))
+        self._print(evaluation_table("test", self.model, self.datamodule))
 
     def after_predict(self) -> None:
         """Writes the predictions."""
@@ -353,14 +344,6 @@ class CLI(LightningCLI):
     @rank_zero_only
     def _print(self, result: object) -> None:
         print_result(result)
-
-    def _metrics(self, split: str) -> Metrics:
-        logits, labels = self.model.predictions[split]
-        return metrics(logits, labels, float(self.model.loss(logits, labels)))
-
-    def _title(self) -> str:
-        source = getattr(self.datamodule, "source", type(self.datamodule).__name__)
-        return f"{type(self.model).__name__} on {source}"
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The result of a training on a screen."""
+"""Results of trainings and evaluations on a screen."""
 
 import os
 import shlex
@@ -7,13 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_lightning.evaluation.metrics import Metrics
-from mnist_lightning.evaluation.page import line, unbroken
+from mnist_lightning.classifier import Classifier
+from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
+from mnist_lightning.evaluation.page import Table, line, unbroken
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
 
 _SPLITS = {"test": "test", "val": "validation", "train": "training"}
+
+
+def evaluation_table(split: str, model: Classifier, data: object) -> Table:
+    """Makes the table of `validate` and `test`: a row per digit.
+
+    Args:
+        split: `val` or `test`.
+        model: The model, after the evaluation.
+        data: Data module of the evaluation.
+    """
+    logits, labels = model.predictions[split]
+    results = metrics(logits, labels, float(model.loss(logits, labels)))
+    source = getattr(data, "source", type(data).__name__)
+    return metrics_table({split: results}, f"{type(model).__name__} on {source}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -10,7 +11,10 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import LightningModule, Trainer
 
+from mnist_lightning.errors import StoppedError
 from mnist_lightning.lean import IdleInSteps
+from mnist_lightning.runs.run import Run
+from mnist_lightning.runs.writing import how_to_continue
 
 # Of `kill` and of clusters: SLURM sends either before it ends a job.
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -35,6 +39,14 @@ class StopSignals(IdleInSteps):
 
     # Lightning installs its handlers before these hooks, and restores those of the process after the training.
     on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _catch
+
+    def explain(self, trainer: Trainer) -> StoppedError | SystemExit:
+        """Returns the error that ends the command: in the first process, it says how to resume the training."""
+        if not trainer.is_global_zero:
+            return SystemExit(128 + self.received)
+        folder = trainer.loggers[0].log_dir if trainer.loggers else None
+        way = f"; {how_to_continue(Run(folder))}" if folder and Path(folder).is_dir() else ""
+        return StoppedError(f"stopped by {signal.Signals(self.received).name}{way}", self.received)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.received = number

@@ -15,6 +15,8 @@ from mnist_lightning import MLP
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import class_names, read
 from mnist_lightning.runs.checkpoint import read_checkpoint
+from mnist_lightning.runs.finding import best_by_validation
+from mnist_lightning.runs.run import Run
 from mnist_lightning.training.tensorboard import TensorBoardFigures
 
 LETTERS = "abcdefghij"
@@ -63,6 +65,14 @@ def test_a_new_run_starts_from_the_weights_of_another(logs: Path) -> None:
     assert summary(new)["init_from"] == {"path": origin, "source": "digits", "head": "kept"}
     assert summary(old)["init_from"] is None
     assert yaml.safe_load((new / "config.yaml").read_text())["init_from"] == origin
+
+
+def test_of_an_experiment_the_best_run_is_the_origin(logs: Path) -> None:
+    runs = [Run(logs / "lenet5" / f"version_{number}") for number in range(3)]
+    with pytest.warns(UserWarning, match="its validation accuracy is the best"):
+        main(["fit", "--init_from", str(logs / "lenet5"), *STILL])
+    origin = Path(summary(logs / "lenet5/version_3")["init_from"]["path"])
+    assert origin == best_by_validation(runs).best.absolute()
 
 
 def test_the_head_is_re_initialised_for_other_classes(logs: Path, letters: str) -> None:
