@@ -1,5 +1,6 @@
 """Checks of arguments: a wrong value is refused by name, before it silently means something else."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
@@ -98,6 +99,30 @@ def fraction(**numbers: float | Sequence[float]) -> None:
     for name, value in numbers.items():
         if not all(0 <= number < 1 for number in _each(value)):
             raise InputError(f"{name} must be at least 0 and below 1, got {value}")
+
+
+def fold_of(text: str) -> tuple[int, int]:
+    """Reads the name of a fold of a cross-validation.
+
+    Args:
+        text: `k/K` with 1 <= k <= K and K >= 2.
+
+    Returns:
+        Number k of the fold and number K of folds.
+
+    Raises:
+        InputError: If the text is no such name.
+
+    Example:
+        >>> fold_of("2/5")
+        (2, 5)
+    """
+    # Leading zeros would give one fold several names.
+    match = re.fullmatch(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})", text)
+    number, folds = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= folds or folds < 2:
+        raise InputError(f"fold must be k/K with 1 <= k <= K and K >= 2, such as 2/5, got {one_line(text, 80)}")
+    return number, folds
 
 
 def _each(value: float | Sequence[float]) -> Sequence[float]:

@@ -1,5 +1,6 @@
 """Confidence intervals, significance tests and calibration error, from arrays of predictions."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -8,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, nct, t
 
 Correct = NDArray[np.bool_]
 Float = NDArray[np.floating[Any]]
 
 
 FEW_PAIRS = 15  # of six models
+POWER = 0.8  # of `seeds_needed`
+MOST_SEEDS = 1_000
 
 
 def wilson_interval(correct: int, images: int) -> tuple[float, float]:
@@ -67,6 +70,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return list(map(float, adjusted.clip(max=1)))
 
 
+def seeds_needed(first: Float, second: Float) -> int | None:
+    """Computes how many seeds per model would detect the observed difference between two mean accuracies.
+
+    This is the smallest n for which a two-sided two-sample t-test at p < 0.05 has 80 % power (Cohen 1988, "Statistical
+    power analysis for the behavioral sciences", chapter 2). The effect size is the observed difference, divided by the
+    root mean square of the two sample standard deviations. It is an estimate from few seeds, and so is n.
+
+    Args:
+        first: Accuracies of the first model's runs, [n].
+        second: Accuracies of the second model's runs, [n].
+
+    Returns:
+        Number of seeds per model; `MOST_SEEDS` + 1 if it is larger than `MOST_SEEDS`. None if it is unknown: a model
+        has one run, or the means are equal, or the runs of each model have the same accuracy.
+
+    Example:
+        >>> seeds_needed(np.array([0.994, 0.995, 0.996]), np.array([0.993, 0.994, 0.995]))
+        17
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    difference = abs(float(first.mean() - second.mean()))
+    spread = float(np.sqrt((first.var(ddof=1) + second.var(ddof=1)) / 2))
+    if min(difference, spread) < 1e-9:  # rounding errors of zero
+        return None
+    effect = min(difference / spread, 100.0)  # nct overflows
+
+    def power(n: int) -> float:
+        freedom = 2 * n - 2
+        return float(nct.sf(t.ppf(0.975, freedom), freedom, effect * np.sqrt(n / 2)))
+
+    return 2 + bisect_left(range(2, MOST_SEEDS + 1), POWER, key=power)
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two models on the same test images.
@@ -80,6 +117,8 @@ class Pair:
         p: p-value, adjusted for the number of pairs (Holm).
         better: Name of the better model, or None if the models are not distinguishable.
         verdict: The result as a sentence.
+        seeds_needed: Number of seeds per model that would detect the difference, as from `seeds_needed`; None if the
+            models are distinguishable, or the number is unknown.
     """
 
     first: str
@@ -90,13 +129,24 @@ class Pair:
     p: float
     better: str | None
     verdict: str
+    seeds_needed: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.verdict} (p {f'= {self.p:.2g}' if self.p >= 1e-4 else '< 0.0001'})"
+        sentence = f"{self.verdict} (p {f'= {self.p:.2g}' if self.p >= 1e-4 else '< 0.0001'})"
+        if self.seeds_needed is None:
+            return sentence
+        seeds = f"more than {MOST_SEEDS:,}" if self.seeds_needed > MOST_SEEDS else str(self.seeds_needed)
+        points = f"{100 * abs(self.difference):.2g} points"
+        return f"{sentence}; {seeds} seeds each would detect a difference of {points} ({100 * POWER:.0f} % power)"
 
 
 def compare_pairs(
-    names: Sequence[str], values: Sequence[Float], samples: Float, p_values: Sequence[float], gain: str = " by"
+    names: Sequence[str],
+    values: Sequence[Float],
+    samples: Float,
+    p_values: Sequence[float],
+    gain: str = " by",
+    counts: Sequence[str] | None = None,
 ) -> list[Pair]:
     """Decides for every two models which one is better.
 
@@ -109,6 +159,7 @@ def compare_pairs(
         samples: Bootstrapped mean values of the models, [M, R], as from `bootstrapped_accuracies`.
         p_values: p-value of each pair, in the order of `itertools.combinations`.
         gain: Words between the other model's name and the difference in points.
+        counts: Number of runs of each model in words, such as `5 folds`. Default: n.
 
     Example:
         >>> samples = np.array([[0.96, 1.0], [0.91, 0.91]])
@@ -116,9 +167,10 @@ def compare_pairs(
         >>> print(pair)
         cnn is better than mlp by 7.00 points (5.10 to 8.90), n = 1 (p = 0.001)
     """
+    counts = counts or [str(len(runs)) for runs in values]
     pairs = []
     for (i, j), p in zip(combinations(range(len(names)), 2), holm(p_values), strict=True):
-        n = " and ".join(dict.fromkeys(str(len(values[model])) for model in (i, j)))
+        n = " and ".join(dict.fromkeys((counts[i], counts[j])))
         difference = float(values[i].mean() - values[j].mean())
         low, high = map(float, np.percentile(samples[i] - samples[j], [2.5, 97.5]))
         better, verdict = None, f"{names[i]} and {names[j]} are not distinguishable at n = {n}"

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -70,13 +71,15 @@ def run_to_resume(path: str | Path) -> Run:
 def finished_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
     """Reads all finished runs in some folders.
 
-    Of runs with the same experiment, settings and seed, only the last one is returned, by the order of version numbers.
+    Of runs with the same experiment, settings, fold and seed, only the last one is returned, by the order of version
+    numbers.
 
     Args:
         paths: Runs, checkpoints of runs, or folders that contain runs at any depth. Default: `lightning_logs`.
 
     Returns:
-        The runs, and one line for each run that is left out: unfinished, unreadable or repeated.
+        The runs, and one line for each run that is left out: unfinished, unreadable or repeated. Runs that are not to
+        be tested have one line for each experiment.
 
     Raises:
         InputError: If a path does not exist or is another file, or there is no finished run.
@@ -85,17 +88,26 @@ def finished_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
     problems: list[str] = []
     found = {os.path.realpath(str(run.folder)): run for path in paths for run in runs_at(existing(path), problems)}
     runs: dict[str, Run] = {}
+    untested: Counter[Path] = Counter()
     for folder in sorted(found, key=_natural):
         run = found[folder]
         try:
-            identity = [run.test_set, run.name, run.settings, run.seeds or folder]
+            identity = [run.test_set, run.name, run.settings, run.fold, run.seeds or folder]
         except InputError as error:
-            problems.append(str(error))
+            if run.skips_test and not run.is_finished and run.folder is not None:
+                untested[run.folder.parent] += 1
+            else:
+                problems.append(str(error))
             continue
         key = json.dumps(identity, sort_keys=True, default=str)
         if key in runs:
             problems.append(f"{runs[key].folder} repeats {run.folder} (same settings and seed); the later one counts")
         runs[key] = run
+    problems += [
+        f"{count} {'run' if count == 1 else 'runs'} in {experiment} {'was' if count == 1 else 'were'} not tested "
+        "(--trainer.limit_test_batches 0)"
+        for experiment, count in untested.items()
+    ]
     if not runs:
         raise InputError("; ".join([f"there is no finished run in {', '.join(map(str, paths))}", *problems[:1]]))
     return list(runs.values()), problems
@@ -117,6 +129,8 @@ def existing(path: str | Path) -> Path:
 
 def runs_at(path: Path, problems: list[str]) -> list[Run]:
     """Finds the run of a path, or else all runs in a folder, at any depth and through links.
+
+    Hidden folders are left out: a run that arrives from another machine is written to one.
 
     Args:
         path: An existing path.
@@ -144,7 +158,8 @@ def runs_at(path: Path, problems: list[str]) -> list[Run]:
             unreadable(error)
             is_run = False
         runs += [run] if is_run else []
-        children[:] = [] if is_run or real in visited else sorted(children, key=_natural)
+        visible = [child for child in children if not child.startswith(".")]
+        children[:] = [] if is_run or real in visited else sorted(visible, key=_natural)
         visited.add(real)
     return runs
 
@@ -166,20 +181,26 @@ def group_by_test_set(runs: Iterable[Run]) -> list[list[list[Run]]]:
 
     Returns:
         One list per test set, the one with the most models first. It contains one list per model: the runs that differ
-        only in the seed, sorted by seed. The model with the best mean validation accuracy comes first.
+        only in the seed and in the fold, sorted by seed and fold. Runs without folds and runs of other numbers of folds
+        are other models. The model with the best mean validation accuracy comes first.
     """
     by_test_set: dict[tuple[str, int], dict[str, list[Run]]] = {}
     for run in runs:
-        key = json.dumps([run.name, run.settings], sort_keys=True, default=str)
+        key = json.dumps([run.name, run.settings, folds_of(run)], sort_keys=True, default=str)
         by_test_set.setdefault(run.test_set, {}).setdefault(key, []).append(run)
     test_sets = [
         sorted(
-            (sorted(group, key=lambda run: run.seeds or (math.inf,)) for group in groups.values()),
+            (sorted(group, key=lambda run: (run.seeds or (math.inf,), run.fold or ())) for group in groups.values()),
             key=lambda group: -_validation(group),
         )
         for groups in by_test_set.values()
     ]
     return sorted(test_sets, key=lambda groups: -len(groups))
+
+
+def folds_of(run: Run) -> int:
+    """Returns the number K of folds; 0 for a run without folds."""
+    return run.fold[1] if run.fold else 0
 
 
 def best_by_validation(group: Sequence[Run]) -> Run:
@@ -200,16 +221,20 @@ def mean_of(group: Sequence[Run], split: str, metric: str) -> float:
 def names_of(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Names models for a table. Models of one experiment get the settings in which they differ: `lenet, lr 0.01`.
 
+    A cross-validation always says so: `lenet, 5 folds`.
+
     Args:
         groups: Runs of each model, as in `group_by_test_set`.
 
     Returns:
         One name per model.
     """
-    return [
-        ", ".join([group[0].name, *_differences(group[0], [g[0] for g in groups if g[0].name == group[0].name])])
-        for group in groups
-    ]
+    names = []
+    for run, *_ in groups:
+        differences = _differences(run, [first for first, *_ in groups if first.name == run.name])
+        folds = [f"{folds_of(run)} folds"] if run.fold else []
+        names.append(", ".join([run.name, *differences, *folds]))
+    return names
 
 
 def _differences(run: Run, neighbours: Sequence[Run]) -> list[str]:
@@ -224,7 +249,8 @@ def _differences(run: Run, neighbours: Sequence[Run]) -> list[str]:
     # Models of other classes have other arguments; the name of the class tells enough.
     shared = [key for key in differing if all(key in each for each in settings)]
     told_apart = {tuple(each[key] for key in shared) for each in settings}
-    shown = shared if len(told_apart) == len(neighbours) else [key for key in differing if key in run.settings]
+    distinct = {tuple(sorted(each.items())) for each in settings}  # with and without folds, settings may be equal
+    shown = shared if len(told_apart) == len(distinct) else [key for key in differing if key in run.settings]
     last_parts = [key.split(".")[-1] for key in shown]
     words = []
     for key, last in zip(shown, last_parts, strict=True):

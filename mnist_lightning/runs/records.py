@@ -57,7 +57,7 @@ _SUMMARY = {
     **dict.fromkeys(("experiment", "source", "model", "precision", "device"), _TEXT),
     **dict.fromkeys(("parameters", "layers", "best_epoch", "epochs", "steps", "batch_size", "devices"), _COUNT),
     **dict.fromkeys(("size_kib", "train_seconds"), _AMOUNT),
-    **dict.fromkeys(("train", "val", "test", "hyper_parameters", "versions"), _MAPPING),
+    **dict.fromkeys(("train", "val", "test", "data", "hyper_parameters", "versions"), _MAPPING),
     "seed": _SEED,
 }
 
@@ -101,6 +101,7 @@ def _checked_summary(summary: Any) -> dict[str, Any]:
         _check_all(f"{split}.", summary[split], _SPLIT)
     if "accuracy" not in summary.get("test", {}):
         raise InputError("it lacks test.accuracy")
+    _check_all("data.", summary.get("data", {}), {"seed": _SEED})
     _check_all("hyper_parameters.", summary.get("hyper_parameters", {}), {"lr": _NUMBER})
     return dict(summary)
 

@@ -33,7 +33,8 @@ def check_resume(run: Run, config: Mapping[str, Any], checkpoint: Mapping[str, A
             epoch.
     """
     saved = _saved(run)
-    if changed := list(_differences(_flat(saved), _flat(config))):
+    old = {"data.fold": None, **_flat(saved)}  # runs of earlier versions lack it
+    if changed := list(_differences(old, _flat(config))):
         more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(
             f"{run.folder} was trained with {'; '.join(changed[:3])}{more}. Resume it with mnist-lightning fit "

@@ -3,6 +3,7 @@
 No other module knows the names of the files in a run folder.
 """
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -13,6 +14,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from mnist_lightning.checks import fold_of
 from mnist_lightning.errors import InputError
 from mnist_lightning.runs.predictions import load_predictions
 from mnist_lightning.runs.records import CONFIG_PARTS, read_config, read_summary
@@ -84,7 +86,18 @@ class Run:
         """
         run = cls.__new__(cls)
         run.folder, run.summary, run.predictions, run.settings = None, summary, (logits, labels), {}
-        run.seeds = summary["seed"], summary["seed"]
+        run.seeds, run.fold = (summary["seed"], summary["seed"]), None
+        return run
+
+    @classmethod
+    def planned(cls, config: dict[str, Any]) -> "Run":
+        """Makes a run that is not trained yet. Its folder is that of the experiment, which may not exist.
+
+        Args:
+            config: As in `config.yaml`.
+        """
+        run = cls(Path(config["trainer"]["default_root_dir"] or ".", LOGS, config["experiment"]))
+        run.full_config = config
         return run
 
     @property
@@ -105,6 +118,27 @@ class Run:
         """Whether the run was tested."""
         return self.summary_file.is_file()
 
+    @property
+    def skips_test(self) -> bool:
+        """Whether the run is not to be tested, as those of a search: its `trainer.limit_test_batches` is 0."""
+        with suppress(InputError):  # a damaged config
+            return bool(self.full_config) and self.full_config["trainer"].get("limit_test_batches") == 0
+        return False
+
+    def curve(self, tag: str) -> list[float]:
+        """Returns a metric's values by epoch, from TensorBoard's files. A repeated epoch may occur twice.
+
+        Args:
+            tag: Name of the metric, such as `val/acc`. Without values, the curve is empty.
+        """
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+        files = sorted(Path(str(self.folder)).glob("events.out.tfevents*"))
+        values = (
+            value for file in files for event in EventFileLoader(str(file)).Load() for value in event.summary.value
+        )
+        return [value.tensor.float_val[0] for value in values if value.tag == tag]
+
     def checkpoint(self, name: Literal["best", "last"] = "best") -> Path | None:
         """Returns an existing checkpoint file: the one asked for, or else the best."""
         # A run that was killed during its first epoch may have the best checkpoint and not the last.
@@ -123,7 +157,9 @@ class Run:
             return read_summary(self.summary_file)
         except FileNotFoundError:
             way = f"there is no {self.summary_file.name}"
-            if self.config_file.is_file():
+            if self.skips_test:
+                way = "it was not tested, because its trainer.limit_test_batches is 0"
+            elif self.config_file.is_file():
                 resumable = self.checkpoint("last") is not None
                 how = f"--ckpt_path {self.folder}" if resumable else f"--config {self.config_file}"
                 way = f"{'resume' if resumable else 'train again'} with mnist-lightning fit {how}"
@@ -177,13 +213,29 @@ class Run:
         seed = self.summary["seed"]
         if seed is None or self.full_config.get("seed_everything") is False:
             return None
-        data = self.config["data"][1] if self.config else self.summary.get("data", {})
-        of_data = data.get("seed")
+        of_data = self._data.get("seed")
         return seed, seed if of_data is None else of_data
 
     @cached_property
+    def fold(self) -> tuple[int, int] | None:
+        """Fold k of K that the run was validated on, as (k, K); None for a run without folds.
+
+        Raises:
+            InputError: If the summary or the config is damaged.
+        """
+        fold = self._data.get("fold")
+        with suppress(InputError):  # an argument of another package's data, which may mean anything
+            return fold_of(fold) if isinstance(fold, str) else None
+        return None
+
+    @property
+    def _data(self) -> Mapping[str, Any]:
+        """Arguments of the data module."""
+        return self.config["data"][1] if self.config else self.summary.get("data", {})
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """What was trained and how, without the seed: `{"model": "mnist_lightning.LeNet5", "model.lr": 0.01}`.
+        """What was trained and how, without seed and fold: `{"model": "mnist_lightning.LeNet5", "model.lr": 0.01}`.
 
         Without a config, the settings are those of the summary.
 
@@ -195,14 +247,38 @@ class Run:
             facts = ("data", "trainer") if "trainer" in self.summary else ("epochs", "batch_size")
             names = ("model", "hyper_parameters", *facts, "precision", "devices")
             facts_by_name = flat("", {name: self.summary.get(name) for name in names})
-            return {name: value for name, value in facts_by_name.items() if name != "data.seed"}
+            return self._without_fold({name: value for name, value in facts_by_name.items() if name != "data.seed"})
         origin = self.full_config.get("init_from")  # weights of another run
         settings: dict[str, Any] = {} if origin is None else {"init_from": origin}
         for part, (path, arguments) in self.config.items():
             settings |= {part: path} if path else {}
             incidental = INCIDENTAL.get(part, set())
             settings |= flat(f"{part}.", {name: value for name, value in arguments.items() if name not in incidental})
-        return settings
+        return self._without_fold(settings)
+
+    def _without_fold(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Removes the fold, and its null, which runs of earlier versions lack."""
+        is_fold = self.fold is not None or settings.get("data.fold") is None
+        return {name: value for name, value in settings.items() if name != "data.fold" or not is_fold}
+
+    @cached_property
+    def identity(self) -> str | None:
+        """Identity of the training, equal for runs with the same settings, fold and seed, finished or not.
+
+        None for a run without a config, whose settings are not known exactly, and for one without a seed.
+
+        Raises:
+            InputError: If the config is damaged.
+        """
+        seed = self.full_config.get("seed_everything")
+        if type(seed) is not int:
+            return None
+        # Whether a number of batches is parsed as 2 or as 2.0 depends on the order of imports. 1.0 is all batches.
+        settings = {
+            name: int(value) if isinstance(value, float) and value.is_integer() and value != 1 else value
+            for name, value in self.settings.items()
+        }
+        return json.dumps([settings, self.fold, seed, self._data.get("seed")], sort_keys=True, default=str)
 
     @property
     def logits(self) -> NDArray[np.float32]:

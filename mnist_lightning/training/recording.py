@@ -31,7 +31,7 @@ from mnist_lightning.runs.writing import write_config, write_results
 from mnist_lightning.training.checkpoints import BestCheckpoint, write_atomically
 
 # Settings that change the trained weights. Without a config, they tell models apart.
-_DATA_SETTINGS = ("batch_size", "val_size", "stratify", "seed", "augment")
+_DATA_SETTINGS = ("batch_size", "val_size", "stratify", "fold", "seed", "augment")
 _TRAINER_SETTINGS = (
     *("max_epochs", "max_steps", "limit_train_batches"),
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),

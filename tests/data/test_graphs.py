@@ -102,8 +102,9 @@ def test_splits_match_the_image_splits(graphs: MNISTSuperpixelsDataModule, digit
         assert (torch.stack(painted) - images / 255).square().mean() < 0.02
 
 
-def test_stratified_split_selects_the_matching_graphs() -> None:
-    data = module(stratify=True, val_size=0.2)
+@pytest.mark.parametrize("options", [{"stratify": True, "val_size": 0.2}, {"fold": "2/5"}])
+def test_shuffled_split_selects_the_matching_graphs(options: dict[str, Any]) -> None:
+    data = module(**options)
     (batch, *_) = data.batches("val")
     image, label = (part[0] for part in data.images_and_labels("val"))
     painted = batch.x[:, 0][batch.segments[0].long()]

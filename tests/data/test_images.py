@@ -72,6 +72,24 @@ def test_stratified_split_keeps_class_proportions_and_depends_on_the_seed() -> N
     assert not torch.equal(first.images_and_labels("val")[0], other.images_and_labels("val")[0])
 
 
+def test_folds_partition_the_training_images() -> None:
+    folds = [module(fold=f"{k}/3") for k in (1, 2, 3)]
+    assert sorted(torch.cat([data._rows["val"] for data in folds]).tolist()) == list(range(1437))
+    whole = torch.cat([data.images_and_labels("val")[1] for data in folds]).bincount()
+    for data in folds:
+        assert sorted(torch.cat([data._rows["train"], data._rows["val"]]).tolist()) == list(range(1437))
+        assert data._rows["test"].tolist() == list(range(1437, 1797))
+        assert (data.images_and_labels("val")[1].bincount() - whole / 3).abs().max() < 1
+
+
+def test_folds_depend_on_the_seed_only() -> None:
+    first, again, other = (
+        module(fold="2/3", seed=seed, val_size=size) for seed, size in ((1, 0.1), (1, 400), (2, 0.1))
+    )
+    assert torch.equal(first._rows["val"], again._rows["val"])
+    assert not torch.equal(first._rows["val"], other._rows["val"])
+
+
 def test_each_epoch_has_every_image_once_in_a_new_order() -> None:
     data = module()
     first, second = epoch(data, 0), epoch(data, 1)
@@ -152,6 +170,8 @@ def test_processes_shard_training_images_evenly() -> None:
         ({"val_size": 0}, r"val_size must be 1 or more images, .* got 0"),
         ({"val_size": 1.5}, r"val_size must be 1 or more images, .* got 1.5"),
         ({"val_size": 1437}, "val_size must select 1 to 1,436 training images of digits, got 1437"),
+        *(({"fold": fold}, f"fold must be k/K with .* got {fold}") for fold in ("0/5", "6/5", "2", "a/b", "1/1")),
+        ({"fold": "1/142"}, "fold must have a K of at most 141, the size of the smallest class of digits, got 1/142"),
         ({"source": "mnits"}, "did you mean mnist"),
     ],
 )
@@ -163,6 +183,7 @@ def test_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_arguments_at_their_limits() -> None:
     assert len(module(batch_size=1, num_workers=0, seed=0, val_size=1).images_and_labels("val")[0]) == 1
     assert len(module(num_workers=1024, val_size=1436).images_and_labels("train")[0]) == 1
+    assert module(fold="141/141").images_and_labels("val")[1].unique().tolist() == list(range(10))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestIndPower
 from statsmodels.stats.proportion import proportion_confint
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -32,6 +33,25 @@ def test_mcnemar(first: float, second: float) -> None:
 def test_wilson_interval(correct: int) -> None:
     expected = proportion_confint(correct, 10_000, method="wilson")
     assert statistics.wilson_interval(correct, 10_000) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("difference", [0.0003, 0.001, 0.002, 0.004])
+def test_seeds_needed(difference: float) -> None:
+    first, second = np.array([0.990, 0.991, 0.993]), np.array([0.991, 0.992, 0.992, 0.995]) + difference
+    pooled = np.sqrt((first.var(ddof=1) + second.var(ddof=1)) / 2)
+    effect = (second.mean() - first.mean()) / pooled
+    expected = TTestIndPower().solve_power(effect, power=0.8, alpha=0.05)
+    assert statistics.seeds_needed(first, second) == statistics.seeds_needed(second, first) == np.ceil(expected)
+
+
+def test_seeds_needed_at_the_limits() -> None:
+    first, second = np.array([0.99, 0.991]), np.array([0.9901, 0.9911])
+    assert statistics.seeds_needed(first, second) == 786
+    assert statistics.seeds_needed(first, second - 5e-5) == 1001  # more than 1,000
+    assert statistics.seeds_needed(first, second + 0.1) == 2
+    assert statistics.seeds_needed(first, second[:1]) is None  # no spread is known
+    assert statistics.seeds_needed(first, first) is None  # equal means
+    assert statistics.seeds_needed(np.repeat(0.97, 3), np.repeat(0.98, 3)) is None  # no spread
 
 
 def test_many_models_get_one_verdict() -> None:

@@ -59,7 +59,8 @@ def write_run(folder: Path, seed: int | None = 0, accuracy: float = 1.0, **confi
     folder.mkdir(parents=True)
     labels = np.arange(20) % 10
     write_results(run, summary, np.eye(10, dtype=np.float32)[labels], labels)
-    data = {"class_path": "mnist_lightning.MNISTDataModule", "init_args": {"seed": config.pop("data_seed", None)}}
+    arguments = {"seed": config.pop("data_seed", None), **config.pop("data", {})}
+    data = {"class_path": "mnist_lightning.MNISTDataModule", "init_args": arguments}
     parts = {"model": {"class_path": "mnist_lightning.MLP"}, "data": data, "trainer": {}}
     run.config_file.write_text(json.dumps({"seed_everything": seed, **config, **parts}))
     return run
@@ -85,6 +86,44 @@ def test_other_seeds_of_the_data_are_no_repetitions() -> None:
     assert len(finished_runs(["logs"])[1]) == 1
 
 
+def test_runs_that_differ_only_in_fold_and_seed_form_a_group() -> None:
+    for version, (seed, fold) in enumerate([(1, "1/2"), (0, "2/2"), (0, "1/2"), (0, "1/3"), (0, None), (1, None)]):
+        write_run(Path(f"logs/mlp/version_{version}"), seed, data={"fold": fold})
+    write_run(Path("logs/mlp/version_6"), 2)  # from before folds
+    (groups,) = groups_in(Path("logs"))
+    names = dict(zip(names_of(groups), ([(run.seeds, run.fold) for run in group] for group in groups), strict=True))
+    assert names == {
+        "mlp, 2 folds": [((0, 0), (1, 2)), ((0, 0), (2, 2)), ((1, 1), (1, 2))],
+        "mlp, 3 folds": [((0, 0), (1, 3))],
+        "mlp": [((0, 0), None), ((1, 1), None), ((2, 2), None)],
+    }
+    write_run(Path("logs/mlp/version_7"), 0, data={"fold": "2/2"})
+    line = "logs/mlp/version_1 repeats logs/mlp/version_7 (same settings and seed); the later one counts"
+    assert finished_runs(["logs"])[1] == [line]
+
+
+def test_folds_of_runs_without_a_config() -> None:
+    for version, data in enumerate([{}, {"fold": None}, {"fold": "1/5"}, {"fold": "3/5"}]):
+        run = write_run(Path(f"logs/mlp/version_{version}"), version)
+        run.config_file.unlink()
+        run.summary_file.write_text(json.dumps({**run.summary, "data": {"class": "MNISTDataModule", **data}}))
+    (groups,) = groups_in(Path("logs"))
+    assert dict(zip(names_of(groups), map(len, groups), strict=True)) == {"mlp": 2, "mlp, 5 folds": 2}
+
+
+def test_the_fold_of_another_package_may_mean_anything() -> None:
+    run = write_run(Path("logs/mlp/version_0"), data={"fold": 3})
+    other = write_run(Path("logs/mlp/version_1"), data={"fold": "left"})
+    assert (run.fold, other.fold) == (None, None)
+    assert sorted(names_of([[run], [other]])) == ["mlp, fold 3", "mlp, fold left"]
+
+
+def test_models_with_and_without_folds_are_named_by_a_different_setting() -> None:
+    runs = [computed("mlp", model__lr=lr, model=model) for lr in (0.1, 0.2) for model in ("MLP", "MLP")]
+    runs[1].fold, runs[3].fold = (1, 5), (2, 5)
+    assert names(*runs) == ["mlp, lr 0.1", "mlp, lr 0.1, 5 folds", "mlp, lr 0.2", "mlp, lr 0.2, 5 folds"]
+
+
 def test_runs_of_unknown_seeds_are_no_repetitions() -> None:
     write_run(Path("logs/mlp/version_0"), seed=None)
     write_run(Path("logs/mlp/version_1"), seed=None)
@@ -104,6 +143,22 @@ def test_an_unfinished_run_is_left_out_with_the_way_to_resume_it(logs: Path) -> 
     assert problems == [
         f"{other.folder} is not a finished run: {again}",
         f"{run.folder} is not a finished run: resume with mnist-lightning fit --ckpt_path {run.folder}",
+    ]
+
+
+def test_runs_that_are_not_to_be_tested_share_a_line(logs: Path) -> None:
+    for name in ("version_0", "version_1"):
+        run = Run(logs / "lenet5" / name)
+        run.summary_file.unlink()
+        config = run.config_file.read_text()
+        run.config_file.write_text(config.replace("limit_test_batches: null", "limit_test_batches: 0"))
+    shutil.copytree(logs / "lenet5" / "version_0", logs / "other" / "version_0")
+    (logs / "lenet5" / "journal.log").write_text("of a search")
+    runs, problems = finished_runs([str(logs)])
+    assert [run.folder for run in runs] == [logs / "lenet5" / "version_2", logs / "mlp" / "version_0"]
+    assert problems == [
+        f"2 runs in {logs / 'lenet5'} were not tested (--trainer.limit_test_batches 0)",
+        f"1 run in {logs / 'other'} was not tested (--trainer.limit_test_batches 0)",
     ]
 
 

@@ -15,6 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation.compare.comparison import compare, ensembles, raw_table, results_table
 from mnist_lightning.evaluation.compare.figures import curves
+from mnist_lightning.evaluation.compare.runs import runs_table
 from mnist_lightning.runs.finding import finished_runs, names_of
 from mnist_lightning.runs.run import Run
 from mnist_lightning.runs.writing import write_results
@@ -38,6 +39,7 @@ SUMMARY = {
     "steps": 3,
     "train_seconds": 0.5,
     "batch_size": 128,
+    "data": {"class": "MNISTDataModule", "seed": None},
     "hyper_parameters": {"lr": 0.01, "widths": [8], "loss": None},
     "precision": "32-true",
     "devices": 1,
@@ -85,6 +87,7 @@ def outcome(run: Run) -> str:
     (comparison,) = compare([read])
     results_table(comparison).csv()
     raw_table([comparison]).csv()
+    runs_table(comparison).csv()
     ensembles([read, ANOTHER])
     return ""
 

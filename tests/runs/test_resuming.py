@@ -19,7 +19,9 @@ from PIL import Image
 from mnist_lightning import load
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read
+from mnist_lightning.errors import InputError
 from mnist_lightning.runs.checkpoint import read_checkpoint
+from mnist_lightning.runs.resuming import check_resume
 from mnist_lightning.runs.run import Run
 from mnist_lightning.runs.writing import lock
 from mnist_lightning.training.recording import RunRecorder
@@ -134,6 +136,7 @@ FINISHED = "is finished: 2 epochs, test accuracy"
         ("killed", ["--seed_everything=9"], "was trained with seed_everything 0, not 9"),
         ("killed", ["--data.seed=1"], "was trained with data.seed null, not 1"),
         ("killed", ["--data.val_size=100"], "was trained with data.val_size 0.0833"),
+        ("killed", ["--data.fold=1/2"], "was trained with data.fold null, not 1/2"),
         ("killed", ["--data.augment={}"], "was trained with data.augment null, not a mapping"),
         ("killed", ["--trainer.precision=bf16-mixed"], "was trained with trainer.precision"),
         ("killed", ["--trainer.limit_train_batches=2"], "was trained with trainer.limit_train_batches null, not 2"),
@@ -154,6 +157,16 @@ def test_another_training_is_refused_and_changes_nothing(
     before = contents(Path())
     assert says in fails("fit", f"--ckpt_path={RUN}", *args)
     assert contents(Path()) == before
+
+
+@pytest.mark.parametrize("state", ["killed"], indirect=True)
+def test_a_run_from_before_folds_has_none(state: str) -> None:
+    run, config = Run(RUN), Run(RUN).full_config
+    del run.full_config["data"]["init_args"]["fold"]
+    check_resume(run, config, {"hyper_parameters": {}})
+    config["data"]["init_args"]["fold"] = "1/2"
+    with pytest.raises(InputError, match=r"was trained with data\.fold null, not 1/2"):
+        check_resume(run, config, {"hyper_parameters": {}})
 
 
 @pytest.mark.parametrize("args", [[], ["--trainer.max_epochs=2"], ["--trainer.max_epochs=1"]])

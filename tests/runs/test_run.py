@@ -36,6 +36,31 @@ def test_the_best_checkpoint_replaces_a_missing_last_one(logs: Path) -> None:
     assert run.checkpoint("last") == run.best
 
 
+def test_the_curve_of_a_metric(logs: Path) -> None:
+    run = Run(logs / "lenet5" / "version_2")  # of two epochs
+    curve = run.curve("val/acc")
+    assert len(curve) == run.summary["epochs"] == 2
+    assert max(curve) == pytest.approx(run.summary["val"]["accuracy"], abs=1e-6)
+    assert run.curve("val/loss") != curve
+    assert run.curve("unknown") == Run("nowhere").curve("val/acc") == []
+
+
+def test_a_run_that_is_not_to_be_tested_is_not_told_to_resume(logs: Path) -> None:
+    run = Run(logs / "mlp" / "version_0")
+    assert not run.skips_test
+    run.summary_file.unlink()
+    config = run.config_file.read_text()
+    for value, reason in (
+        ("0", "it was not tested, because its trainer.limit_test_batches is 0"),
+        ("1", "resume with"),
+    ):
+        run.config_file.write_text(config.replace("limit_test_batches: null", f"limit_test_batches: {value}"))
+        with pytest.raises(InputError, match=f"is not a finished run: {reason}"):
+            Run(run.folder).summary  # noqa: B018
+    run.config_file.write_text("damaged: [")
+    assert not Run(run.folder).skips_test
+
+
 def test_run_of_a_path(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(logs / "mlp" / "version_0")
     assert run.folder is not None

@@ -42,6 +42,7 @@ def test_summary(folder: Path) -> None:
     assert [sum(summary[split]["support"]) for split in ("train", "val", "test")] == [1317, 120, 360]
     assert summary["versions"]["torch"] == version("torch")
     assert summary["hyper_parameters"]["schedule"] == "onecycle"
+    assert summary["data"].keys() == {"class", "batch_size", "val_size", "stratify", "fold", "seed", "augment"}
 
 
 def test_the_tested_checkpoint_has_the_best_validation_accuracy(folder: Path, events: EventAccumulator) -> None:

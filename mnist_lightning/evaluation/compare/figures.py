@@ -32,12 +32,12 @@ def draw_all(comparison: Comparison, root: str | None = None) -> Iterator[tuple[
         root: Folder of the data; see `data_root`.
     """
     yield "curves", curves(comparison), "Loss and error per epoch, one line per run."
-    caption = "Test accuracy: mean, 95 % confidence interval, and each seed (circles)."
+    caption = "Test accuracy: mean, 95 % confidence interval, and each run (circles)."
     yield "accuracies", accuracies(comparison), caption
     yield "costs", costs(comparison), "Test accuracy against model size and training time."
     caption = "Reliability diagram. Models below the diagonal are overconfident. Bins below ten images are omitted."
     yield "calibration", reliability(comparison), caption
-    yield "f1", f1_scores(comparison), "F1 of each digit, averaged over the seeds."
+    yield "f1", f1_scores(comparison), "F1 of each digit, averaged over the runs."
     caption = "Agreement between models. Low agreement at similar accuracy makes a good ensemble."
     yield "agreement", agreement(comparison), caption
     yield "frequent-confusions", frequent_confusions(comparison), "The most frequent confusions."
@@ -96,16 +96,16 @@ def _scalars(run: Run) -> Iterator[tuple[str, Float, Float]]:
 
 
 def accuracies(comparison: Comparison) -> Figure:
-    """Draws each model's mean test accuracy, its 95 % confidence interval, and the accuracies of the seeds."""
+    """Draws each model's mean test accuracy, its 95 % confidence interval, and the accuracies of the runs."""
     figure = Figure(figsize=(8, 1.2 + 0.42 * len(comparison.rows)), layout="constrained")
     axes = figure.subplots()
     for index, colour in enumerate(charts.palette(len(comparison.rows))):
         row, group = comparison.rows[index], comparison.groups[index]
         axes.plot([100 * row.low, 100 * row.high], [index, index], color=colour, linewidth=2)
-        seeds = [100 * run.correct.mean() for run in group]
-        axes.plot(seeds, [index] * len(seeds), "o", color=colour, markersize=5, markerfacecolor="white")
+        runs = [100 * run.correct.mean() for run in group]
+        axes.plot(runs, [index] * len(runs), "o", color=colour, markersize=5, markerfacecolor="white")
         axes.plot(100 * row.test_accuracy, index, "|", color=colour, markersize=14, markeredgewidth=2.5)
-    names = [f"{charts.literal(row.name)} (n = {row.seeds})" for row in comparison.rows]
+    names = [f"{charts.literal(row.name)} (n = {row.n})" for row in comparison.rows]
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy %")
@@ -140,7 +140,7 @@ def confusions(comparison: Comparison) -> Figure:
 
 
 def f1_scores(comparison: Comparison) -> Figure:
-    """Draws the F1 score of each digit, averaged over the seeds."""
+    """Draws the F1 score of each digit, averaged over the runs."""
     f1 = partial(f1_score, labels=range(CLASSES), average=None, zero_division=0.0)
     scores = [
         np.mean([f1(run.labels, run.logits.argmax(axis=1)) for run in runs], axis=0) for runs in comparison.groups

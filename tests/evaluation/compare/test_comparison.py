@@ -1,6 +1,7 @@
 import csv
 import math
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mnist_lightning.evaluation.compare.comparison import (
     raw_table,
     results_table,
 )
+from mnist_lightning.evaluation.statistics import seeds_needed
 from mnist_lightning.runs.run import Run
 
 RANDOM = np.random.default_rng(0)
@@ -75,6 +77,85 @@ def test_models_with_a_large_spread_over_seeds_are_not_distinguishable() -> None
     assert pair.p < 1e-6  # McNemar's test compares the best runs only
     assert pair.better is None
     assert pair.verdict.endswith("n = 2 and 1")
+
+
+def fold(number: int, folds: int, accuracy: float, seed: int = 0, name: str = "a") -> Run:
+    """Makes a run that was validated on a fold."""
+    made = run(name, accuracy, seed, val={"accuracy": accuracy - 0.01})
+    made.fold = number, folds
+    return made
+
+
+@pytest.mark.parametrize(
+    ("runs", "n"),
+    [
+        ([(1, 0), (2, 0), (3, 0)], "3 folds"),
+        ([(3, 0)], "1 of 3 folds"),
+        ([(1, 0), (3, 0)], "2 of 3 folds"),
+        ([(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1)], "3 folds x 2 seeds"),
+        ([(1, 0), (2, 0), (3, 0), (1, 1)], "4 runs of 3 folds x 2 seeds"),
+        ([(1, 0), (2, 1), (3, 2)], "3 runs of 3 folds x 3 seeds"),  # which are no partition
+    ],
+)
+def test_folds_are_counted_as_folds(runs: list[tuple[int, int]], n: str) -> None:
+    comparison = one(*(fold(number, 3, 0.98, seed) for number, seed in runs), run("a", 0.98, 7))
+    rows = {row.name: row for row in comparison.rows}
+    assert (rows["a, 3 folds"].n, rows["a, 3 folds"].runs, rows["a"].n) == (n, len(runs), "1")
+    assert comparison.pairs[0].verdict.endswith((f"n = {n} and 1", f"n = 1 and {n}"))
+
+
+def test_folds_of_unknown_seeds() -> None:
+    runs = [fold(number, 2, 0.98) for number in (1, 2, 2)]
+    for each in runs:
+        each.seeds = None
+    assert [one(*part).rows[0].n for part in (runs[:2], runs)] == ["2 folds", "3 runs of 2 folds x 2 seeds"]
+
+
+def test_validation_accuracy_of_folds_is_mean_and_standard_deviation() -> None:
+    runs = [fold(number, 2, accuracy) for number, accuracy in enumerate((0.96, 0.98), start=1)]
+    comparison = one(*runs, run("b", 0.9), run("b", 0.9, 1))
+    table = results_table(comparison)
+    assert [row[table.header.index("validation %")] for row in table.rows] == ["96.00 ± 1.41", "90.00"]
+    assert comparison.rows[0].val_accuracy_sd == pytest.approx(np.std([0.95, 0.97], ddof=1))
+
+
+def test_seeds_needed_for_a_difference() -> None:
+    first = [run("a", accuracy, seed) for seed, accuracy in enumerate((0.990, 0.992, 0.994))]
+    second = [run("b", accuracy, seed) for seed, accuracy in enumerate((0.989, 0.991, 0.993))]
+    (pair,) = one(*first, *second).pairs
+    needs = "64 seeds each would detect a difference of 0.1 points (80 % power)"
+    assert str(pair) == f"a and b are not distinguishable at n = 3 (p = {pair.p:.2g}); {needs}"
+    (pair,) = one(first[0], *second).pairs
+    assert str(pair) == f"b and a are not distinguishable at n = 3 and 1 (p = {pair.p:.2g})"  # no spread is known
+    for number, each in enumerate(second, start=1):
+        each.fold, each.seeds = (number, 3), (0, 0)
+    (pair,) = one(*first, *second).pairs
+    assert pair.verdict == "a and b, 3 folds are not distinguishable at n = 3 and 3 folds"
+    assert pair.seeds_needed is None  # folds are not independent runs
+
+
+def test_more_seeds_do_not_help_if_few_images_limit_the_comparison() -> None:
+    accuracies = {"a": (0.95, 0.95, 0.96), "b": (0.92, 0.93, 0.93)}
+    runs = [run(name, value, seed, images=100) for name in accuracies for seed, value in enumerate(accuracies[name])]
+    assert seeds_needed(*map(np.array, accuracies.values())) == 3
+    (pair,) = one(*runs).pairs
+    assert (pair.better, pair.seeds_needed) == (None, None)
+
+
+def test_caution() -> None:
+    def caution(**counts: int) -> str:
+        runs = [run(name, 0.9, seed) for name, count in counts.items() for seed in range(count)]
+        for each in runs:
+            each.folder = Path("runs")
+        return one(*runs, *ensembles(runs)).caution
+
+    assert caution(a=2, b=2) == caution(a=3) == ""
+    single = "one run says nothing about the spread over seeds"
+    assert caution(a=1, b=1) == f"Caution: {single} (n = 1: all on mnist)."
+    fewer = "means over fewer runs are less certain"
+    assert caution(a=2, b=3) == f"Caution: {fewer} (n = 2: a; others up to n = 3)."
+    assert caution(a=1, b=2, c=1) == f"Caution: {single}, and {fewer} (n = 1: a; c; others up to n = 2)."
+    assert caution(**{f"m{i}": 1 for i in range(30)}, b=2).endswith(" and 27 more; others up to n = 2).")
 
 
 def test_validation_accuracy_decides_order_and_chosen_runs() -> None:

@@ -150,7 +150,7 @@ def test_tables_outlive_a_figure_that_fails(logs: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("mnist_lightning.evaluation.compare.figures.draw_all", draw)
     with pytest.raises(RuntimeError, match="no font"):
         main(["compare"])
-    for name in ("index.html", "table.csv", "table.md"):
+    for name in ("index.html", "table.csv", "table.md", "runs.csv"):
         assert "lenet5, max_epochs 2" in Path("report", name).read_text()
     monkeypatch.setattr("mnist_lightning.evaluation.compare.figures.draw_all", lambda *_: ())
     main(["compare"])  # the unfinished report is replaced
@@ -216,7 +216,7 @@ def test_summary_of_a_single_run(
     assert max(map(len, printed.splitlines())) <= 120
     assert printed.count("precision") == 3
     text = Path("report/summary.txt").read_text()
-    for expected in ("lenet5: LeNet5 on digits, seed 1", "parameters: 61706"):
+    for expected in ("lenet5: LeNet5 on digits, seed 1", "parameters: 61706", "best epoch: 1"):
         assert expected in text
         assert expected in printed
     assert text.count("precision") == 3
