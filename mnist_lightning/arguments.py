@@ -266,7 +266,7 @@ def _models() -> str:
 
 
 def _configs() -> str:
-    return f"{', '.join(_shipped_configs())} or a YAML file"
+    return f"{', '.join(shipped_configs())} or a YAML file"
 
 
 def explain_missing_model(verb: str) -> str:
@@ -296,7 +296,7 @@ def _similar_path(path: str) -> str:
     return f"; did you mean {similar}?"
 
 
-def _shipped_configs() -> dict[str, Path]:
+def shipped_configs() -> dict[str, Path]:
     """Shipped configs by name, the main ones first."""
     package = Path(__file__).parent
     folder = next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
@@ -310,7 +310,7 @@ def _config_file(name: str) -> Path:
     Raises:
         InputError: If there is no such config, or it is not a YAML mapping.
     """
-    shipped = _shipped_configs()
+    shipped = shipped_configs()
     path = Path(name) if Path(name).is_file() else shipped.get(name.removeprefix("published/"))
     if path is None:
         problem = f"{name} is a folder, not a config" if name and Path(name).is_dir() else f"there is no config {name}"

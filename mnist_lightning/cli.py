@@ -3,10 +3,13 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_lightning.errors import InputError, StoppedError, one_line, suggestion
+from mnist_lightning.training.supervision import end_with_study, in_study
 
 if TYPE_CHECKING:
     from threading import ExceptHookArgs
@@ -20,6 +23,10 @@ TRAINER_VERBS = {
 }
 # All other verbs: the function, which is imported when the verb is called, and a line for --help.
 VERBS = {
+    "study": (
+        "mnist_lightning.studies.report.study_runs",
+        "train many configs with many seeds, or search settings",
+    ),
     "compare": ("mnist_lightning.evaluation.compare.report.compare_runs", "compare runs: a report with statistics"),
     "robustness": (
         "mnist_lightning.evaluation.robustness.report.measure_robustness",
@@ -40,8 +47,7 @@ VERBS = {
 }
 _EXAMPLES = (
     "fit --config speedrun",
-    "fit --model LeNet5 --data.source fashion_mnist",
-    "compare lightning_logs",
+    "study lenet cnn --seeds 3",
     "classify lightning_logs/speedrun/version_0 seven.png",
 )
 
@@ -79,6 +85,8 @@ def main(args: list[str] | None = None) -> None:
     if args[:1] == ["help"]:  # `help fit` is `fit --help`
         args = [*args[1:2], "--help"]
     verb = args[0] if args else ""
+    if in_study():
+        end_with_study()
     try:
         if verb in ("", "-h", "--help"):
             print(_overview())
@@ -90,7 +98,8 @@ def main(args: list[str] | None = None) -> None:
             sys.exit(0)
         if verb in VERBS:
             _prepare_process()
-            _run_verb(verb, args[1:])
+            with _own_classes() if verb == "study" else nullcontext():
+                _run_verb(verb, args[1:])
         else:
             _run_trainer(args)
     except InputError as error:
@@ -194,19 +203,29 @@ def _run_trainer(args: list[str]) -> None:
         print("\nAll options:\n")
         args = [verb, "--help"]
     _prepare_process()
-    # Classes of your own may be in the current folder. The last place: a file torch.py there must not shadow torch.
-    here = str(Path.cwd())
-    sys.path.append(here)
-    try:
+    with _own_classes():
         from mnist_lightning.training.command import run
 
         run(args)
+
+
+@contextmanager
+def _own_classes() -> Iterator[None]:
+    """Finds classes of the user in the current folder, last: a file torch.py there must not shadow torch."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
     finally:
         sys.path.remove(here)
 
 
 def _run_verb(verb: str, args: list[str]) -> None:
-    """Calls a verb's function with parsed arguments and prints its result."""
+    """Calls a verb's function with parsed arguments and prints its result.
+
+    Of the function's parameters, `*names` take any number of values, those with the default False are flags, those with
+    the default () may be repeated, and one named `fit` takes everything after --.
+    """
     import inspect
     from pkgutil import resolve_name
 
@@ -222,16 +241,27 @@ def _run_verb(verb: str, args: list[str]) -> None:
     parameters = inspect.signature(function).parameters.values()
     several = [parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL]
     flags = [parameter.name for parameter in parameters if parameter.default is False]
+    repeated = [parameter.name for parameter in parameters if parameter.default == () and parameter.name != "fit"]
+    passed_on: dict[str, Any] = {}
+    if "fit" in texts:
+        end = args.index("--") if "--" in args else len(args)
+        args, passed_on = args[:end], {"fit": args[end + 1 :]}
     required = [p.name for p in parameters if p.default is p.empty and p.name not in several]
-    values = " ".join([*required, *(f"[{name} ...]" for name in several)])
+    values = " ".join([*required, *(f"[{name} ...]" for name in several), *["[-- options of fit]" for _ in passed_on]])
     parser = OneLineParser(
         prog=f"mnist-lightning {verb}", usage=f"%(prog)s [options] {values}", description=description
     )
     for name in (*several, *flags):  # jsonargparse ignores *args and expects a value after a bool flag
         options: dict[str, Any] = {"nargs": "*", "default": []} if name in several else {"action": "store_true"}
         parser.add_argument(name if name in several else f"--{name}", help=texts[name], **options)
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*flags})
-    arguments = parser.parse_args(args).as_dict()
+    for name in repeated:
+        option = name.rstrip("_")
+        parser.add_argument(
+            f"--{option}", dest=name, metavar=option.upper(), action="append", default=[], type=str, help=texts[name]
+        )
+    skipped: set[str | int] = {*flags, *repeated, *passed_on}
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
+    arguments = {**parser.parse_args(args).as_dict(), **passed_on}
     gc.freeze()  # the imported objects
     gc.enable()
     positional = [value for name in several for value in arguments.pop(name)]

@@ -48,7 +48,7 @@ def test_the_overview_fits_one_screen_and_shows_commands(shown: Callable[..., st
     text = shown("help")
     assert text == shown("--help")
     assert len(text.splitlines()) < 24
-    assert text.count("\n  mnist-lightning ") == 4
+    assert text.count("\n  mnist-lightning ") == 3
 
 
 def test_a_typo_gets_a_suggestion_and_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:

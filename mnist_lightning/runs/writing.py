@@ -1,10 +1,16 @@
 """Writes the files of a training, each atomically, and explains full disks."""
 
 import errno
+import itertools
 import json
 import os
+import shutil
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +53,79 @@ def lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process trains in a run's folder."""
+    try:
+        descriptor = lock(folder)
+    except InputError:
+        return True
+    if descriptor is not None:
+        os.close(descriptor)
+    return False
+
+
+def remove_unstarted(experiment: Path) -> None:
+    """Removes what trainings that were killed before their first step left in the folder of an experiment.
+
+    Such a folder has no config, no checkpoint and no summary. A folder in which a process trains, or which holds any
+    other file than TensorBoard's, is kept.
+    """
+    for folder in experiment.glob("version_*"):
+        if folder.is_dir() and not Run(folder).exists and not is_locked(folder):
+            files = [path for path in folder.rglob("*") if not path.is_dir()]
+            if all(path.name.startswith("events.out.tfevents") for path in files):
+                shutil.rmtree(folder)
+
+
+def remove_without_checkpoint(run: Run) -> None:
+    """Removes a run that was stopped in its first epoch, so that nothing of it can be resumed."""
+    if run.folder is not None and not run.is_finished and run.checkpoint("last") is None and not is_locked(run.folder):
+        shutil.rmtree(run.folder)
+
+
+def pack(run: Run) -> bytes:
+    """Returns a run's folder as a zip archive."""
+    assert run.folder is not None
+    content = BytesIO()
+    with ZipFile(content, "w") as archive:
+        for path in sorted(run.folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(run.folder))
+    return content.getvalue()
+
+
+def unpack(content: bytes, experiment: Path) -> Path:
+    """Adds a run from another machine to an experiment. No reader ever sees a part of it.
+
+    Args:
+        content: The run, as `pack` returns it.
+        experiment: Folder of the experiment, which may not exist.
+
+    Returns:
+        The run's folder, the next free `version_N`.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    experiment.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", dir=experiment) as temporary:
+        whole = Path(temporary, "run")
+        with ZipFile(BytesIO(content)) as archive:
+            archive.extractall(whole)
+        for path in whole.rglob("*"):
+            if path.is_file():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+        versions = [path.name.partition("_")[2] for path in experiment.glob("version_*")]
+        for number in itertools.count(1 + max((int(name) for name in versions if name.isdecimal()), default=-1)):
+            folder = experiment / f"version_{number}"
+            with suppress(FileExistsError):
+                folder.mkdir()  # claims the name: a training may look for one at the same time
+                whole.replace(folder)
+                return folder
+    raise AssertionError
 
 
 def write_config(run: Run, text: str) -> None:

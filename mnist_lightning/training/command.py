@@ -46,6 +46,7 @@ from mnist_lightning.training.progress import progress_callback
 from mnist_lightning.training.recording import RunConfig, RunRecorder
 from mnist_lightning.training.result import Result, evaluation_table
 from mnist_lightning.training.stopping import StopSignals, without_requeue
+from mnist_lightning.training.supervision import in_study
 from mnist_lightning.training.tensorboard import RunLogger
 
 
@@ -187,7 +188,7 @@ class CLI(LightningCLI):
         if self.subcommand == "predict":
             check_predictions_file(Path(config.output))
         if config.experiment is None:
-            names = "-".join(Path(str(file)).stem for file in config.config or [])
+            names = "+".join(Path(str(file)).stem for file in config.config or [])
             config.experiment = names or config.model.class_path.split(".")[-1].lower()
 
     def instantiate_classes(self) -> None:
@@ -219,7 +220,7 @@ class CLI(LightningCLI):
                 "BatchSizeFinder is not supported, because its size is not in the config; set --data.batch_size"
             )
         callbacks: list[Callback] = []
-        if not any(isinstance(c, ProgressBar) for c in given):
+        if in_study() or not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(progress_callback(trainer["enable_progress_bar"] is not False))
             kwargs["enable_progress_bar"] = isinstance(callbacks[0], ProgressBar)
         if trainer["enable_model_summary"] is not False and not any(isinstance(c, ModelSummary) for c in given):

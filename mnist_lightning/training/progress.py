@@ -1,5 +1,6 @@
-"""Progress of a training: a bar on a terminal, one line an epoch elsewhere."""
+"""Progress of a training: a bar on a terminal, one line an epoch elsewhere, messages in a study."""
 
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -18,14 +19,17 @@ from rich.table import Column
 from rich.text import Text
 
 from mnist_lightning.lean import IdleInSteps
+from mnist_lightning.training.supervision import in_study
 
 
 def progress_callback(enabled: bool) -> Callback:
-    """Returns a bar if standard output is a terminal, and lines otherwise.
+    """Returns a bar if standard output is a terminal, messages in a process of a study, and lines otherwise.
 
     Args:
         enabled: Whether a bar is wanted.
     """
+    if in_study():
+        return EpochMessages()
     is_terminal = sys.stdout.isatty() and not get_console().is_dumb_terminal
     return CalmProgressBar() if enabled and is_terminal else EpochLines()
 
@@ -40,13 +44,13 @@ class EpochLines(IdleInSteps):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock: a training that is resumed in the middle of an epoch has no `on_train_epoch_start`."""
-        self._epoch, self._since, self._is_validated = trainer.current_epoch, time.monotonic(), False
+        self._begin(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the line of the previous epoch: its last metrics are logged after `on_train_epoch_end`."""
         if trainer.current_epoch > self._epoch:
             self._print(trainer)
-            self.on_train_start(trainer, pl_module)
+            self._begin(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that the validation metrics are those of this epoch."""
@@ -56,6 +60,9 @@ class EpochLines(IdleInSteps):
         """Prints the line of the last epoch."""
         self._print(trainer)
 
+    def _begin(self, trainer: Trainer) -> None:
+        self._epoch, self._since, self._is_validated = trainer.current_epoch, time.monotonic(), False
+
     def _print(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
             return
@@ -64,6 +71,24 @@ class EpochLines(IdleInSteps):
         words = [epoch_name(trainer, self._epoch), *(f"{split} {metrics[split]}" for split in splits)]
         seconds = time.monotonic() - self._since
         print(*words, f"{seconds:.{0 if seconds >= 100 else 1}f} s", sep="  ", flush=True)
+
+
+class EpochMessages(EpochLines):
+    """Prints a JSON object an epoch, and one at the start: number of completed epochs, all epochs, and the metrics."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports the first epoch, which is not 0 if the training is resumed."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._send(trainer, self._epoch, {})
+
+    def _print(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            metrics = trainer.callback_metrics if self._is_validated else {}
+            self._send(trainer, self._epoch + 1, {name: float(value) for name, value in metrics.items()})
+
+    def _send(self, trainer: Trainer, epoch: int, metrics: Mapping[str, float]) -> None:
+        print(json.dumps({"epoch": epoch, "epochs": trainer.max_epochs, **metrics}), flush=True)
 
 
 class CalmProgressBar(IdleInSteps, RichProgressBar):
