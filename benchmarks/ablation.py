@@ -1,39 +1,27 @@
-"""Ablation of the GNN: trains `configs/gnn.yaml` for three epochs with one part changed; one CSV row per run.
+"""Ablation of the GNN: trains `configs/gnn.yaml` for three epochs with one part changed; one CSV row per variant.
 
-An interrupted script continues where it stopped.
-
-    python benchmarks/ablation.py              # writes results/ablation.csv
+python benchmarks/ablation.py    # writes results/ablation.csv; continues where it stopped
 """
 
 import argparse
 from pathlib import Path
 
-from accuracy import add, read, table, train
-from rich.console import Console
+from mnist_lightning.evaluation.compare.comparison import compare, raw_table
+from mnist_lightning.files import write_whole
+from mnist_lightning.studies import study
 
 RESULTS = Path(__file__).parent / "results" / "ablation.csv"
 EPOCHS = ("--trainer.max_epochs", "3")
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "gnn": (),
-    "no augmentation": ("--data.augment", "null"),
-    "mean pooling only": ("--model.pooling", "mean"),
-    "max pooling only": ("--model.pooling", "max"),
-    **{f"conv {name}": ("--model.conv", name) for name in ("gcn", "gin", "gat", "gatedgcn")},
-}
+VARIANTS = ((), ("data.augment=null",), ("model.pooling=mean,max",), ("model.conv=gcn,gin,gat,gatedgcn",))
 
 
 def main() -> None:
-    """Trains the missing runs and prints the table."""
+    """Trains the missing runs and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
-    done = {(row["config"], int(row["seed"])) for row in read(arguments.output)} if arguments.output.exists() else set()
-    for seed in arguments.seeds:
-        for name, options in VARIANTS.items():
-            if (name, seed) not in done:
-                add(arguments.output, train("gnn", seed, *EPOCHS, *options, name=name))
-    Console().print(table(read(arguments.output)))
+    runs = [run for variant in VARIANTS for run in study("gnn", seeds=arguments.seeds, settings=variant, fit=EPOCHS)]
+    write_whole(RESULTS, raw_table(compare(runs)).csv())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Writes docs/results.md and its figures from the runs of `accuracy.py`, with the code of `mnist-lightning compare`.
+"""Writes docs/results.md, its figures and results/accuracy.csv from runs, with the code of `mnist-lightning compare`.
 
+mnist-lightning study all --seeds 5
+mnist-lightning study mlp+mse lenet+mse cnn+mse resnet+mse densenet+mse gnn+mse --seeds 3
 python benchmarks/document.py lightning_logs
 """
 
@@ -9,24 +11,29 @@ from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
-from accuracy import MAIN, MSE, PUBLISHED
 from PIL import Image
 
+from mnist_lightning.arguments import shipped_configs
 from mnist_lightning.data.sources import read
 from mnist_lightning.evaluation.compare import figures
 from mnist_lightning.evaluation.compare.comparison import COLUMNS, Comparison, Row, compare, results_table
+from mnist_lightning.evaluation.compare.runs import raw_runs
 from mnist_lightning.files import write_whole
 from mnist_lightning.runs.finding import finished_runs
 from mnist_lightning.runs.run import Run
 
-REPORTED = Path(__file__).parent / "results" / "reported.csv"
+RESULTS = Path(__file__).parent / "results"
+REPORTED = RESULTS / "reported.csv"
+PUBLISHED = [name for name, path in shipped_configs().items() if path.parent.name == "published" and name != "mse"]
+MAIN = [name for name, path in shipped_configs().items() if path.parent.name == "configs"]
+MSE = [f"{name}+mse" for name in MAIN if name not in ("speedrun", "robust")]
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
 
 TEXT = """# Results
 
 All configs of the project on real MNIST: 55,000 images for training, 5,000 validation images, which choose the
 checkpoint, and 10,000 test images, evaluated once. `benchmarks/document.py` writes this page from the runs of
-`benchmarks/accuracy.py`. [accuracy.csv](../benchmarks/results/accuracy.csv) has one row per run.
+`mnist-lightning study`. [accuracy.csv](../benchmarks/results/accuracy.csv) has one row per run.
 [The README](../README.md#compare) explains the columns and the verdicts. Runs: {machine} Two trainings ran at the same
 time, and some were interrupted, so this page lists no durations. [The README](../README.md#train) lists durations on an
 otherwise idle machine. With another number of threads, the same seed gives other weights, because sums are computed in
@@ -144,7 +151,8 @@ def main() -> None:
         figure.savefig(png, format="png", dpi=100)
         Image.open(png).convert("RGB").quantize(64).save(small, format="png", optimize=True)
         write_whole(DOCUMENT.with_name(f"{name}.png"), small.getvalue())
-    write_whole(DOCUMENT, text.encode())
+    write_whole(RESULTS / "accuracy.csv", raw_runs(compare(runs)).csv())
+    write_whole(DOCUMENT, text)
 
 
 if __name__ == "__main__":
