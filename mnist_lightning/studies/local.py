@@ -43,7 +43,8 @@ class LocalMachine:
             raise InputError(f"jobs must be 1 or more, got {jobs}")
         cores, gpus = _cores(), _gpus()
         self.jobs = min(jobs or len(gpus) or min(cores, _jobs_in_memory()), max(1, trainings))
-        self.threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or max(1, cores // self.jobs)
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        self.threads = int(given) if given.isdecimal() else max(1, cores // self.jobs)
         self._folder = Path.cwd()  # jsonargparse changes it while it reads a config, perhaps in another thread
         self._shares: SimpleQueue[Sequence[str] | None] = SimpleQueue()
         for job in range(self.jobs):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mnist_lightning.errors import StoppedError
+from mnist_lightning.errors import InputError, StoppedError
 from mnist_lightning.studies import Metric
 
 if TYPE_CHECKING:  # `study --help` answers before these are imported
@@ -72,7 +72,7 @@ def study_runs(
     jobs: int | None = None,
     address: str | None = None,
     search: Sequence[str] = (),
-    trials: int = 40,
+    trials: int | None = None,
     metric: Metric = "val/acc",
     output: str = "report",
     fit: Sequence[str] = (),
@@ -95,7 +95,7 @@ def study_runs(
         address: Ray cluster to train on: auto, HOST:PORT, ray://HOST:PORT, or local to start Ray on this machine.
         search: Setting to search, as LOW:HIGH, log:LOW:HIGH or VALUE,VALUE, such as model.lr=log:1e-3:3e-2. May be
             repeated.
-        trials: Number of trials of a search.
+        trials: Number of trials of a search. Default: 40.
         metric: Validation metric that a search improves.
         output: Folder of the report.
         fit: Options of every `fit`, after --.
@@ -111,9 +111,20 @@ def study_runs(
 
         with explained_stop("the same command continues the search"):
             return search_settings(
-                configs, search, trials, 1 if seeds is None else seeds, metric, fit, jobs, address, set_, folds
+                configs,
+                search,
+                40 if trials is None else trials,
+                1 if seeds is None else seeds,
+                metric,
+                fit,
+                jobs,
+                address,
+                set_,
+                folds,
             )
 
+    if trials is not None:
+        raise InputError("--trials needs --search; a study trains each config with each of --seeds")
     from mnist_lightning.evaluation.compare.report import compare_runs
     from mnist_lightning.evaluation.page import report_folder
     from mnist_lightning.studies.driver import finished, train

@@ -176,8 +176,7 @@ class CLI(LightningCLI):
         if run is None:
             raise InputError(f"{path} is not in a run's folder; start another training from it with --init_from {path}")
         self.config.fit.experiment = self.config.fit.experiment or run.full_config.get("experiment")
-        config = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False))
-        check_resume(run, config, checkpoint)
+        check_resume(run, yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False)), checkpoint)
         self.resumed, self._checkpoint = run, checkpoint
 
     def before_instantiate_classes(self) -> None:

@@ -160,6 +160,7 @@ def test_a_signal_stops_the_trainings(
         (["lenet5.yaml", "--seeds", "0"], "seeds must be 1 or more, got 0"),
         (["lenet5.yaml", "--set"], "--set needs a value"),
         (["lenet5.yaml", "--seeds", "x"], "seeds must be an int or null, got 'x'"),
+        (["lenet5.yaml", "--trials", "5"], "--trials needs --search"),
         (["lenet5.yaml", "--output", "lenet5.yaml"], "output must be a folder, got the file lenet5.yaml"),
         (["lenet5.yaml", "--", "--model.lr"], "--model.OPTION, needs a value"),
     ],
