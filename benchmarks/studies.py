@@ -3,7 +3,7 @@
 - kills: runs `study mlp lenet speedrun --seeds 3` on real MNIST undisturbed, and once more with ten SIGKILLs at random
   moments, to the study itself or to one of its trainings. After each, the same command is given again. The runs must
   end with the same weights, to the bit, and the same metrics, and no epoch with a checkpoint may be trained twice.
-- jobs: the four trainings of `study lenet --seeds 4` with `--jobs 1` and with `--jobs 2`, in alternation.
+- jobs: `study lenet --seeds 4`, three epochs each, with `--jobs 1` and with `--jobs 2`, in alternation.
 - overhead: a study of 20 trainings of a few steps, which ends with a report, against 20 calls of `fit` by a shell with
   as many at once, and against these and a call of `compare`, in alternation.
 
@@ -140,7 +140,7 @@ def jobs(rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for number, durations in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
-                command = ["study", "lenet", "--seeds", "4", "--jobs", number]
+                command = ["study", "lenet", "--seeds", "4", "--jobs", number, "--", "--trainer.max_epochs", "3"]
                 durations.append(timed(lambda: start(Path(folder), *command).wait()))  # noqa: B023
             print(number, round(durations[-1], 1), flush=True)
     ratios = [one / two for one, two in zip(seconds["1"], seconds["2"], strict=True)]

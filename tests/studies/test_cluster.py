@@ -244,7 +244,7 @@ def test_runs_come_home_from_nodes_without_shared_storage_although_one_dies(
 @pytest.mark.slow
 def test_a_training_whose_node_dies_is_resumed_from_shared_storage(nodes: Nodes, experiment: str) -> None:
     node = nodes.start()
-    [training] = plan(experiment, ["mlp"], seeds=1, epochs=200)
+    [training] = plan(experiment, ["mlp"], seeds=1, epochs=60)
     cluster = RayCluster(nodes.address, trainings=1, jobs=1)
     epochs: list[int] = []
     try:
@@ -262,7 +262,7 @@ def test_a_training_whose_node_dies_is_resumed_from_shared_storage(nodes: Nodes,
     assert not ending.error
     assert ending.warnings == ("its node or worker died; the training was submitted again (retry 1 of 3)",)
     assert epochs[before] >= 2  # where the new process begins
-    assert epochs[-1] == 200
+    assert epochs[-1] == 60
     [run] = training.runs()
     assert run.is_finished
 
@@ -273,7 +273,7 @@ def test_stopped_trainings_come_home_and_are_resumed(
 ) -> None:
     monkeypatch.chdir(nodes.hidden)
     nodes.start()
-    first, second = plan(experiment, ["mlp"], seeds=2, epochs=100)
+    first, second = plan(experiment, ["mlp"], seeds=2, epochs=40)
     cluster = RayCluster(nodes.client, trainings=2, jobs=1)
     try:
         pruned = cluster.train(first, lambda message: message["epoch"] < 2)

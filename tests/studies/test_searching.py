@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from optuna.storages.journal import JournalFileBackend
 
+from mnist_lightning.cli import main
 from mnist_lightning.errors import InputError
 from mnist_lightning.runs.finding import finished_runs
 from mnist_lightning.runs.run import Run
@@ -352,7 +353,7 @@ def test_trials_are_left_out_of_reports_by_one_line(backend: Fake) -> None:
 
 @pytest.mark.slow
 def test_a_real_search_ends_with_a_config_that_trains(
-    run: Callable[..., str], fails: Callable[..., str], tmp_path: Path
+    run: Callable[..., str], fails: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--", "--data.source=digits", "--trainer.max_epochs=2", "--trainer.limit_train_batches=3")
     command = ("study", "mlp", "--search", "model.lr=log:1e-3:1e-2")
@@ -368,6 +369,8 @@ def test_a_real_search_ends_with_a_config_that_trains(
     again = run(*command, "--trials", "3", *options)
     assert "trial 2" in again
     assert "started" not in again
-    assert "test accuracy" in run("fit", "--config", str(folder / "best.yaml"))
-    text = run("compare", "lightning_logs")
+    main(["fit", "--config", str(folder / "best.yaml")])
+    assert "test accuracy" in capsys.readouterr().out
+    main(["compare", "lightning_logs"])
+    text = capsys.readouterr().out
     assert "3 runs in lightning_logs/search-mlp were not tested (--trainer.limit_test_batches 0)" in text
