@@ -123,8 +123,8 @@ def save_tensors(content: Any, path: Path) -> None:
         try:
             with temporary.open("wb") as file:
                 torch.save(content, file)
-        except RuntimeError as error:  # torch raises this one when it closes its archive on a full disk
-            if isinstance(error.__context__, OSError):
+        except RuntimeError as error:  # torch raises this one when it closes an archive that is not complete
+            if isinstance(error.__context__, OSError | KeyboardInterrupt):  # a full disk, or a signal that stops it
                 raise error.__context__ from None
             raise
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes with several threads each would wait for each other
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes with several threads each wait for each other
+    os.environ.pop("COLUMNS", None)  # xdist sets it: a pipe has no width
 
 import torch
 

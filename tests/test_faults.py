@@ -304,6 +304,24 @@ def test_a_disk_that_fills_during_training(begun: None, whole: Path, fails: Call
     assert same(weights(LAST), weights(whole / "checkpoints" / "last.ckpt"))
 
 
+def test_a_signal_while_a_checkpoint_is_written_stops_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:  # as torch does
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 1760512 vs 1760400")
+
+    path = tmp_path / "x.pt"
+    save_tensors(torch.zeros(3), path)
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_tensors(torch.ones(3), path)
+    assert torch.equal(torch.load(path), torch.zeros(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
+
+
 def test_a_disk_that_is_full_from_the_start(fails: Callable[..., str]) -> None:
     with no_file_over(60_000):
         line = fails(*FIT, "--trainer.max_epochs=1")
