@@ -21,7 +21,7 @@ from mnist_lightning.cli import main
 pytestmark = pytest.mark.slow
 
 # Dropout and augmentation use all sources of randomness. Small batches make epochs long enough for a kill.
-DIGITS = ["--data.source=digits", "--data.batch_size=16", "--trainer.enable_progress_bar=false"]
+DIGITS = ["--data.source=digits", "--data.batch_size=32", "--trainer.enable_progress_bar=false"]
 FIT = [
     "fit",
     "--model=CNN",
