@@ -11,6 +11,7 @@ from mnist_lightning.training.supervision import STUDY
 SLEEP = "import time; from mnist_lightning.training.supervision import end_with_study; end_with_study(); time.sleep(60)"
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line() -> None:
     assert FitProcess(["fit"]).run(lambda _: True).error.startswith("fit needs --config")
 
