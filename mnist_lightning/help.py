@@ -6,7 +6,7 @@ _EVALUATION = ("validate", "test", "predict")
 _ALL = ("fit", *_EVALUATION)
 
 DESCRIPTIONS = {
-    "fit": "Trains a model, keeps the checkpoint with the best validation accuracy and tests it once. "
+    "fit": "Trains a model, tests the weights of its last epoch once and keeps them. "
     "The run goes to lightning_logs/EXPERIMENT/version_N.",
     "validate": "Evaluates a checkpoint on the validation images. The run is not changed.",
     "test": "Evaluates a checkpoint on the test images. The run is not changed.",

@@ -42,7 +42,6 @@ class Run:
         summary_file: Metrics and facts. It is written last, so only finished runs have it.
         predictions_file: Logits and labels of the test images.
         checkpoints: Folder of the checkpoints.
-        best: Checkpoint of the epoch with the best validation accuracy.
         last: Checkpoint of the last epoch.
     """
 
@@ -52,7 +51,6 @@ class Run:
         self.summary_file = self.folder / "summary.json"
         self.predictions_file = self.folder / "test_predictions.npz"
         self.checkpoints = self.folder / CHECKPOINTS
-        self.best = self.checkpoints / "best.ckpt"
         self.last = self.checkpoints / "last.ckpt"
 
     @classmethod
@@ -139,10 +137,20 @@ class Run:
         )
         return [value.tensor.float_val[0] for value in values if value.tag == tag]
 
-    def checkpoint(self, name: Literal["best", "last"] = "best") -> Path | None:
-        """Returns an existing checkpoint file: the one asked for, or else the best."""
-        # A run that was killed during its first epoch may have the best checkpoint and not the last.
-        return next((path for path in (self.checkpoints / f"{name}.ckpt", self.best) if path.is_file()), None)
+    def checkpoint(self, name: Literal["tested", "last"] = "tested") -> Path | None:
+        """Returns an existing checkpoint file.
+
+        Args:
+            name: The checkpoint that was or will be tested, or that of the last epoch. They differ in runs of earlier
+                versions, which tested the epoch with the best validation accuracy.
+        """
+        paths = [self.last]
+        with suppress(InputError):  # a damaged summary
+            if self.is_finished and "best_epoch" in self.summary:
+                paths.append(self.checkpoints / "best.ckpt")
+        if name == "tested":
+            paths.reverse()
+        return next((path for path in paths if path.is_file()), None)
 
     @cached_property
     def summary(self) -> dict[str, Any]:

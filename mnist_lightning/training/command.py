@@ -37,7 +37,7 @@ from mnist_lightning.runs.resuming import FinishedError, check_data, check_proce
 from mnist_lightning.runs.run import LOGS, Run
 from mnist_lightning.runs.writing import check_predictions_file, explain_disk_error, write_predictions
 from mnist_lightning.training.callbacks import record
-from mnist_lightning.training.checkpoints import BestCheckpoint, write_atomically
+from mnist_lightning.training.checkpoints import LastCheckpoint, write_atomically
 from mnist_lightning.training.failures import fails_first, refusal
 from mnist_lightning.training.finetuning import InitialWeights
 from mnist_lightning.training.layers import LayerTable
@@ -157,7 +157,7 @@ class CLI(LightningCLI):
             if config.init_from:
                 config.init_from = str(find_checkpoint(config.init_from).absolute())
             return
-        path = find_checkpoint(config.ckpt_path, "last" if verb == "fit" else "best")
+        path = find_checkpoint(config.ckpt_path, "last" if verb == "fit" else "tested")
         checkpoint = read_checkpoint(path)
         config.ckpt_path = str(path)
         trained, requested = checkpoint["classifier"].split(".")[-1], config.model.class_path.split(".")[-1]
@@ -228,7 +228,7 @@ class CLI(LightningCLI):
             seed = False if self._get(self.config_init, "seed_everything") is False else None
             recorded = record(self._get(self.config_init, "experiment"), seed)
             self.recorder = next(callback for callback in recorded if isinstance(callback, RunRecorder))
-            self.best = next(callback for callback in recorded if isinstance(callback, BestCheckpoint))
+            self.last = next(callback for callback in recorded if isinstance(callback, LastCheckpoint))
             if (source := self._get(self.config_init, "init_from")) and not self.resumed:
                 initial = InitialWeights(source, self.model)
                 self.recorder.init_from = initial.facts
@@ -307,11 +307,11 @@ class CLI(LightningCLI):
         return kwargs
 
     def after_fit(self) -> None:
-        """Tests the best checkpoint once, and prints the result."""
+        """Tests the last checkpoint once, and prints the result."""
         if self._get(self.config_init, "trainer")["fast_dev_run"]:
             return
         self.trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # the report is of the training
-        tested = self.best.best_model_path or None  # checkpoints may be off
+        tested = self.last.best_model_path or None  # checkpoints may be off
         self.trainer.test(self.model, self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         folder = self.trainer.log_dir  # a broadcast, which all processes must take part in
         if not self.trainer.is_global_zero or folder is None:
