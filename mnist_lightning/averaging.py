@@ -1,6 +1,5 @@
 """Exponential moving average of the weights in a training."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ class MovingAverage(WeightAveraging):
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
-    def _update(self, averages: Sequence[Tensor], values: Sequence[Tensor], steps: Tensor | int) -> None:
+    def _update(self, averages: list[Tensor], values: list[Tensor], steps: Tensor | int) -> None:
         decay = min(self.decay, (1 + int(steps)) / (10 + int(steps)))
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, values, 1 - decay)
