@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -66,6 +66,7 @@ class Classifier(LeanModule, LightningModule, ABC):
     Attributes:
         predictions: Logits [N, 10] and labels [N] of the whole split, in its order, on the CPU, for each finished stage
             ("val", "test" or "predict"). They are the same in every process.
+        teacher: Maps a training batch to the probabilities [B, 10] that replace its labels (see `Distillation`).
 
     Raises:
         InputError: If an argument, also one of a subclass, does not fit its type hint or cannot be stored in a
@@ -94,6 +95,7 @@ class Classifier(LeanModule, LightningModule, ABC):
         at_least(0, weight_decay=weight_decay)
         fraction(label_smoothing=label_smoothing, momentum=momentum, betas=betas, ema=ema)
         self.predictions: dict[str, tuple[Tensor, Tensor]] = {}
+        self.teacher: Callable[[Any], Tensor] | None = None
         self.example_input_array = torch.zeros(1, 1, 28, 28)
         self._evaluated: list[tuple[Tensor, Tensor]] = []  # logits and labels of each batch of the split
         self._unlogged: list[tuple[Tensor, Tensor]] = []  # logits and labels of each training step since the last log
@@ -191,7 +193,7 @@ class Classifier(LeanModule, LightningModule, ABC):
 
         Args:
             logits: Float [B, 10].
-            labels: int64 [B].
+            labels: int64 [B], or probabilities, float [B, 10].
             label_smoothing: Fraction of the target that is spread over all classes.
 
         Returns:
@@ -205,8 +207,8 @@ class Classifier(LeanModule, LightningModule, ABC):
         logits = logits.float()
         if self.hparams["loss"] == "cross_entropy":
             return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        target = F.one_hot(labels, CLASSES).float() * (1 - label_smoothing) + label_smoothing / CLASSES
-        return F.mse_loss(logits.softmax(dim=1), target)
+        target = labels if labels.ndim > 1 else F.one_hot(labels, CLASSES).float()
+        return F.mse_loss(logits.softmax(dim=1), target * (1 - label_smoothing) + label_smoothing / CLASSES)
 
     def on_train_start(self) -> None:
         """Forgets the steps of a learning rate search, which are no part of the training."""
@@ -220,7 +222,8 @@ class Classifier(LeanModule, LightningModule, ABC):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:
             self._log_training()
-        return self.loss(logits, labels, self.hparams["label_smoothing"])
+        targets = labels if self.teacher is None else self.teacher(batch)
+        return self.loss(logits, targets, self.hparams["label_smoothing"])
 
     def on_train_epoch_end(self) -> None:
         """Logs the metrics of the epoch's last steps."""

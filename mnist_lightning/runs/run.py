@@ -22,6 +22,7 @@ from mnist_lightning.runs.records import CONFIG_PARTS, read_config, read_summary
 LOGS = "lightning_logs"  # default folder of runs
 CHECKPOINTS = "checkpoints"
 
+ORIGINS = ("init_from", "distill_from")  # options of `fit` that name other runs
 # Settings that do not change the trained weights.
 INCIDENTAL = {
     "trainer": {"accelerator", "logger", "callbacks", "default_root_dir", "log_every_n_steps", "profiler", "barebones"}
@@ -256,8 +257,8 @@ class Run:
             names = ("model", "hyper_parameters", *facts, "precision", "devices")
             facts_by_name = flat("", {name: self.summary.get(name) for name in names})
             return self._without_fold({name: value for name, value in facts_by_name.items() if name != "data.seed"})
-        origin = self.full_config.get("init_from")  # weights of another run
-        settings: dict[str, Any] = {} if origin is None else {"init_from": origin}
+        origins = {name: self.full_config.get(name) for name in ORIGINS}
+        settings: dict[str, Any] = {name: origin for name, origin in origins.items() if origin is not None}
         for part, (path, arguments) in self.config.items():
             settings |= {part: path} if path else {}
             incidental = INCIDENTAL.get(part, set())

@@ -19,6 +19,7 @@ import yaml
 
 from mnist_lightning.errors import InputError, one_line
 from mnist_lightning.files import write_whole
+from mnist_lightning.runs.run import ORIGINS
 from mnist_lightning.runs.writing import lock, remove_unstarted
 from mnist_lightning.studies import Metric
 from mnist_lightning.studies.driver import machine, run_all
@@ -167,8 +168,8 @@ def _name(base: Training, space: Sequence[Setting], seeds: int, metric: Metric) 
 
 def _best_config(result: SearchResult, config: str, fit: Sequence[str]) -> str:
     best = model_of(config, result.settings, fit)
-    origin = best.config.get("init_from")  # weights of another run
-    start = yaml.safe_dump({"init_from": origin}) if origin else ""
+    origins = {name: best.config[name] for name in ORIGINS if best.config.get(name)}
+    start = yaml.safe_dump(origins) if origins else ""
     searched = " ".join(f"--search {shlex.quote(str(setting))}" for setting in result.space)
     lines = [
         f"{result.metric} {result.value:.6g}, the best of {len(result.trials)} trials of",

@@ -26,7 +26,7 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False, roo
     Args:
         runs: Run folders, checkpoints, or folders that contain runs. Default: lightning_logs.
         output: Folder of the report: index.html, table.csv, table.md, runs.csv and the figures as PNG files.
-        ensemble: Add two ensembles of the models: mean probability and majority vote.
+        ensemble: Add an ensemble of each model's seeds, and two of the models: mean probability and majority vote.
         root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, or `data` if that is not set.
 
     Returns:
