@@ -52,9 +52,9 @@ NOT_STORED = (
     ("make", "arguments", "message"),
     [
         # Misspelt choices, which used to mean the default or something else
-        (MLP, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, got 'SGD'; did you mean sgd?"),
+        (MLP, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, adadelta, got 'SGD'; did you mean sgd?"),
         (MLP, {"loss": "crossentropy"}, "loss must be one of cross_entropy, mse, got 'crossentropy'; did you mean"),
-        (MLP, {"schedule": "linear"}, "schedule must be one of constant, step, cosine, onecycle, got 'linear'"),
+        (MLP, {"schedule": "linear"}, "schedule must be one of constant, step, cosine, onecycle, exponential, got 'linear'"),
         (MLP, {"activation": "ReLU"}, "activation must be one of relu, sigmoid, tanh, got 'ReLU'; did you mean relu?"),
         (GNN, {"pooling": "sum"}, "pooling must be one of mean, max, mean+max, got 'sum'"),
         (GNN, {"conv": "GCN"}, "conv must be one of kernel, gcn, gat, gin, gatedgcn, got 'GCN'; did you mean gcn?"),
@@ -66,8 +66,8 @@ NOT_STORED = (
         (CNN, {"dense_activation": "elu"}, "dense_activation must be one of relu, sigmoid, tanh or None, got 'elu'"),
         (LeNet5, {"pooling": "avg2"}, "pooling must be one of avg, max, got 'avg2'; did you mean avg?"),
         (Own, {"head": "MLP"}, "head must be one of linear, mlp, got 'MLP'; did you mean mlp?"),
-        (Own, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, got 'SGD'"),
-        (Unresolved, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, got 'SGD'"),
+        (Own, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, adadelta, got 'SGD'"),
+        (Unresolved, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, adadelta, got 'SGD'"),
         (measure_robustness, {"severities": "al"}, "severities must be one of published, all, got 'al'"),
         # Wrong types
         (MLP, {"widths": "64"}, "widths must be a list of int, got '64'"),
