@@ -110,6 +110,7 @@ NOT_STORED = (
         (DenseNet, {"blocks": [1] * 5}, "blocks must be at most 4, each on half the side of the last"),
         (EfficientNet, {"channels": [8]}, "channels, blocks and expansion need one entry per stage, for 1 to 4 stages"),
         (EfficientNet, {"expansion": [1, 0, 1]}, "expansion must be 1 or more, got [1, 0, 1]"),
+        (EfficientNet, {"fused": -1}, "fused must be 0 or more, got -1"),
         (EfficientNet, {"squeeze": 0.0}, "squeeze must be above 0 and at most 1, got 0.0"),
         (GNN, {"depth": -2}, "depth must be 1 or more, got -2"),
         (MNISTDataModule, {"batch_size": 10**24}, "batch_size must be below 2**60, got 1000000000000000000000000"),

@@ -34,30 +34,39 @@ class SqueezeExcitation(nn.Module):
         return maps * factors[:, :, None, None]
 
 
+def _conv_norm_silu(inputs: int, outputs: int, kernel_size: int, groups: int = 1) -> list[nn.Module]:
+    return [*conv_norm(inputs, outputs, kernel_size, groups=groups), nn.SiLU()]
+
+
 class MBConv(nn.Module):
     """Inverted bottleneck (Sandler et al. 2018, "MobileNetV2", section 3.3) with squeeze-and-excitation.
 
     A 1x1 convolution to more channels, a depthwise 3x3 convolution, squeeze-and-excitation, and a 1x1 convolution
     without activation. If the number of channels does not change, there is a shortcut.
 
+    The fused block (Tan and Le 2021, "EfficientNetV2", section 3.2) replaces the first three by a 3x3 convolution. With
+    an expansion of 1, that convolution is the whole block.
+
     Args:
         inputs: Number of input channels.
         outputs: Number of output channels.
-        expansion: Channels of the depthwise convolution per input channel. With 1 there is no first convolution.
-        squeeze: Hidden units of the squeeze-and-excitation per input channel.
+        expansion: Hidden channels per input channel. With 1 there is no 1x1 convolution to more channels.
+        squeeze: Hidden units of the squeeze-and-excitation per input channel. Unused in a fused block.
+        fused: Whether the block is fused.
     """
 
-    def __init__(self, inputs: int, outputs: int, expansion: int, squeeze: float) -> None:
+    def __init__(self, inputs: int, outputs: int, expansion: int, squeeze: float, fused: bool = False) -> None:
         super().__init__()
         width = inputs * expansion
-        expand = [*conv_norm(inputs, width, 1), nn.SiLU()] if expansion > 1 else []
-        self.residual = nn.Sequential(
-            *expand,
-            *conv_norm(width, width, 3, groups=width),
-            nn.SiLU(),
-            SqueezeExcitation(width, max(1, int(inputs * squeeze))),
-            *conv_norm(width, outputs, 1),
-        )
+        if fused and expansion == 1:
+            layers = _conv_norm_silu(inputs, outputs, 3)
+        elif fused:
+            layers = [*_conv_norm_silu(inputs, width, 3), *conv_norm(width, outputs, 1)]
+        else:
+            layers = _conv_norm_silu(inputs, width, 1) if expansion > 1 else []
+            layers += _conv_norm_silu(width, width, 3, groups=width)
+            layers += [SqueezeExcitation(width, max(1, int(inputs * squeeze))), *conv_norm(width, outputs, 1)]
+        self.residual = nn.Sequential(*layers)
         self.has_shortcut = inputs == outputs
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -76,8 +85,10 @@ class EfficientNet(Classifier):
     Args:
         channels: Number of channels in each stage. Each stage after the first halves the resolution.
         blocks: Number of MBConv blocks in each stage.
-        expansion: Channels of the depthwise convolutions per input channel of their block, in each stage.
+        expansion: Hidden channels of a block per input channel, in each stage.
         squeeze: Hidden units of the squeeze-and-excitation per input channel of the block.
+        fused: Number of blocks, from the first, that are fused as in EfficientNetV2. Dense convolutions cost little
+            where there are few channels.
         **training: Loss, optimiser and schedule, as in `Classifier`.
 
     Raises:
@@ -94,6 +105,7 @@ class EfficientNet(Classifier):
         blocks: Sequence[int] = (1, 2, 2),
         expansion: Sequence[int] = (1, 3, 3),
         squeeze: float = 0.25,
+        fused: int = 0,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -103,6 +115,7 @@ class EfficientNet(Classifier):
                 f"{len(channels)}, {len(blocks)} and {len(expansion)}"
             )
         at_least(1, channels=channels, blocks=blocks, expansion=expansion)
+        at_least(0, fused=fused)
         if not 0 < squeeze <= 1:
             raise InputError(f"squeeze must be above 0 and at most 1, got {squeeze}")
         width = channels[0]
@@ -110,8 +123,9 @@ class EfficientNet(Classifier):
         for stage, (outputs, count, factor) in enumerate(zip(channels, blocks, expansion, strict=True)):
             if stage > 0:
                 layers.append(nn.MaxPool2d(2))
-            for _ in range(count):
-                layers.append(MBConv(width, outputs, factor, squeeze))
+            for block in range(count):
+                is_fused = sum(blocks[:stage]) + block < fused
+                layers.append(MBConv(width, outputs, factor, squeeze, is_fused))
                 width = outputs
         self.features = nn.Sequential(*layers)
         self.output = nn.Linear(width, CLASSES)

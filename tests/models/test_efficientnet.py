@@ -26,6 +26,21 @@ def test_block_is_an_inverted_bottleneck(expansion: int) -> None:
     assert [(c.in_channels, c.out_channels, c.groups) for c in convolutions] == expected
 
 
+@pytest.mark.parametrize(("expansion", "sizes"), [(1, [(4, 6, 3)]), (3, [(4, 12, 3), (12, 6, 1)])])
+def test_fused_block_has_a_dense_convolution(expansion: int, sizes: list[tuple[int, int, int]]) -> None:
+    layers = MBConv(4, 6, expansion, squeeze=0.5, fused=True).residual
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels, c.kernel_size[0]) for c in convolutions] == sizes
+    assert {c.groups for c in convolutions} == {1}
+
+
+@pytest.mark.parametrize("fused", [0, 1, 2, 9])
+def test_the_first_blocks_are_fused(fused: int) -> None:
+    blocks = [layer for layer in EfficientNet(fused=fused).features if isinstance(layer, MBConv)]
+    depthwise = [any(isinstance(layer, SqueezeExcitation) for layer in block.residual) for block in blocks]
+    assert depthwise == [index >= fused for index in range(5)]
+
+
 def test_shortcut_of_blocks_that_keep_the_channels() -> None:
     maps = torch.rand(3, 4, 5, 5)
     for outputs in (4, 6):
