@@ -1,4 +1,4 @@
-"""Base class of all models: steps, loss, metrics, optimiser and schedule."""
+"""Base class of all models: steps, loss and metrics."""
 
 import math
 from abc import ABC, abstractmethod
@@ -7,12 +7,9 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from mnist_lightning.averaging import MovingAverage
 from mnist_lightning.checks import at_least, check_plain, check_types, fraction, hints_of
@@ -21,6 +18,7 @@ from mnist_lightning.distributed import interleaved
 from mnist_lightning.divergence import check_weights, non_finite_loss
 from mnist_lightning.errors import InputError, one_line
 from mnist_lightning.lean import LeanModule
+from mnist_lightning.optimization import optimizer_and_schedule
 
 
 class Standardize(nn.Module):
@@ -303,42 +301,8 @@ class Classifier(LeanModule, LightningModule, ABC):
         return [MovingAverage(self.hparams["ema"])] if self.hparams["ema"] else []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Builds the optimiser and the schedule. All schedules but `exponential` end with the last training step."""
-        optimizer = self._optimizer()
-        if self.hparams["schedule"] == "constant":
-            return optimizer
-        if self.hparams["schedule"] == "exponential":
-            return {"optimizer": optimizer, "lr_scheduler": ExponentialLR(optimizer, gamma=0.7)}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
-
-    def _optimizer(self) -> Optimizer:
-        hparams = self.hparams
-        groups = [
-            {"params": [p for p in self.parameters() if p.ndim > 1], "weight_decay": hparams["weight_decay"]},
-            {"params": [p for p in self.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        # Fused kernels unscale gradients themselves, so Lightning refuses to clip them in mixed precision.
-        clips = self.trainer.gradient_clip_val or is_overridden("configure_gradient_clipping", self)
-        fused = not (clips and "mixed" in str(self.trainer.precision))
-        if hparams["optimizer"] == "sgd":
-            momentum = hparams["momentum"]
-            return SGD(groups, lr=hparams["lr"], momentum=momentum, nesterov=momentum > 0, fused=fused)
-        if hparams["optimizer"] == "adadelta":  # without a fused kernel
-            return Adadelta(groups, lr=hparams["lr"])
-        cls = AdamW if hparams["optimizer"] == "adamw" else Adam
-        return cls(groups, lr=hparams["lr"], betas=tuple(hparams["betas"]), fused=fused)
-
-    def _scheduler(self, optimizer: Optimizer) -> LRScheduler:
-        name = self.hparams["schedule"]
-        steps = self.trainer.estimated_stepping_batches
-        if steps == math.inf:
-            raise InputError(f"schedule {name} needs a last step; set --trainer.max_epochs or --trainer.max_steps")
-        steps = max(1, int(steps))
-        if name == "step":
-            return MultiStepLR(optimizer, milestones=[steps // 2, steps * 3 // 4], gamma=0.1)
-        if name == "cosine":
-            return CosineAnnealingLR(optimizer, T_max=steps)
-        return OneCycleLR(optimizer, max_lr=self.hparams["lr"], total_steps=steps, cycle_momentum=False)
+        """Builds the optimiser and the schedule."""
+        return optimizer_and_schedule(self)
 
 
 class _Wrapped(Classifier):

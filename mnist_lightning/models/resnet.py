@@ -97,5 +97,5 @@ class ResNet(Classifier):
     def forward(self, images: Tensor) -> Tensor:
         """Maps images [B, 1, 28, 28] in [0, 1] to logits [B, 10]."""
         maps = self.stages(self.stem(images))
-        logits: Tensor = self.output(maps.mean(dim=(2, 3)))
+        logits: Tensor = self.output(average_pool(maps))
         return logits
