@@ -1,4 +1,4 @@
-"""Random changes of image appearance that keep the digit's shape, for training robust models."""
+"""Random changes of image appearance that keep the digit legible, for training robust models."""
 
 from dataclasses import dataclass, fields
 from math import pi
@@ -14,20 +14,28 @@ from mnist_lightning.errors import InputError
 _SIDE = 28
 _KERNEL = 5  # side of the random filters, in pixels
 _WAVES = 3
-_UNCHANGED = 0.7  # share of images left unchanged: without clean training images, clean accuracy drops
+_POINTS = 24  # of a curve
+_UNCHANGED = 0.5  # share of images left unchanged: without clean training images, clean accuracy drops
 _MIN_CONTRAST = 0.15
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """Random clutter, filters, tones, waves, noise and patches, independent for each image.
+    """Random changes of strokes and background, independent for each image.
 
-    70% of the images stay unchanged. Each change applies to about half of the others. None of the changes is a
-    corruption of MNIST-C (`corruptions.py`), so models are not trained on the corruptions they are tested on. The
+    Half of the images stay unchanged. Each change applies to about half of the others. None of the changes is a
+    corruption of MNIST-C (`corruptions.py`), so models are not trained on the corruptions they are tested on. Four are
+    near relatives of one: `jitter` of glass blur, `strokes` and `threshold` of Canny edges, `curves` of the zigzag. The
     design follows Modas et al. 2022 ("PRIME: A few primitives can boost robustness to common corruptions"): a chain of
     general spectral and tonal changes, after a spatial one (`Augmentation`).
 
     Args:
+        jitter: Maximum standard deviation of the displacement of each pixel, in pixels. Unlike the elastic distortion
+            of `Augmentation`, it is independent for each pixel.
+        strokes: Whether to erode or dilate the strokes, or to replace them by their outlines, which are differences of
+            the image and its erosion or dilation (Serra 1982, "Image analysis and mathematical morphology").
+        threshold: Whether to make images black and white by a random threshold.
+        curves: Number of thin curves (quadratic Bezier curves) across the image.
         clutter: Number of pieces of other digits, at random positions (Mnih et al. 2014, "Recurrent models of visual
             attention", cluttered MNIST).
         filter: Maximum standard deviation of the weights of a random 5x5 filter whose output is added to the image. In
@@ -49,6 +57,10 @@ class Appearance:
         torch.Size([4, 1, 28, 28])
     """
 
+    jitter: float = 1.0
+    strokes: bool = True
+    threshold: bool = True
+    curves: int = 2
     clutter: int = 8
     filter: float = 0.7
     tone: float = 0.7
@@ -65,8 +77,10 @@ class Appearance:
     def _noise_sizes(self) -> list[tuple[int, int]]:
         """Uniform [0, 1) and normal random numbers per change. The last entry selects the unchanged images."""
         pixels = _SIDE**2 if self.noise else 0
-        clutter, patches = 7 * self.clutter, 6 * self.patches
-        return [(clutter, 0), (2, _KERNEL**2), (3, 0), (1 + 4 * _WAVES, 0), (2, pixels), (patches, 0), (1, 0)]
+        moved = 2 * _SIDE**2 if self.jitter else 0
+        shapes = [(2, moved), (2, 0), (2, 0), (8 * self.curves, 0), (7 * self.clutter, 0)]
+        tones = [(2, _KERNEL**2), (3, 0), (1 + 4 * _WAVES, 0), (2, pixels), (6 * self.patches, 0)]
+        return [*shapes, *tones, (1, 0)]
 
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Draws random numbers for `count` images.
@@ -98,8 +112,22 @@ class Appearance:
         rows = (noise[:, -1] >= _UNCHANGED).nonzero().flatten().to(images.device)
         if not len(rows):
             return images
-        clutter, filters, tones, waves, pixels, patches, _ = torch.split(noise.to(images)[rows], sizes, dim=1)
+        jitter, strokes, threshold, curves, clutter, filters, tones, waves, pixels, patches, _ = torch.split(
+            noise.to(images)[rows], sizes, dim=1
+        )
         changed = images[rows]
+        if self.jitter:
+            changed = self._jittered(changed, jitter)
+        if self.strokes:
+            changed = _stroked(changed, strokes)
+        if self.threshold:
+            level, coin = torch.split(threshold, 1, dim=1)
+            is_light = (changed > _broadcast(0.15 + 0.5 * level)).to(changed)
+            changed = torch.where(_broadcast(coin < 0.5), is_light, changed)
+        for curve in range(self.curves):
+            points, light, coin = torch.split(curves[:, 8 * curve : 8 * curve + 8], [6, 1, 1], dim=1)
+            line = _curves(points) * _broadcast(0.5 + 0.5 * light)
+            changed = torch.where(_broadcast(coin < 0.5), torch.maximum(changed, line), changed)
         for piece in range(self.clutter):
             offset, rectangle, coin = torch.split(clutter[:, 7 * piece : 7 * piece + 7], [2, 4, 1], dim=1)
             other = _rolled(images.roll(piece + 1, dims=0)[rows], offset) * _rectangles(rectangle)
@@ -118,6 +146,15 @@ class Appearance:
             covered = (_rectangles(rectangle) > 0) & _broadcast(coin < 0.5)
             changed = torch.where(covered, _broadcast(grey), changed)
         return images.index_copy(0, rows, changed.clamp(0, 1))
+
+    def _jittered(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Displaces the pixels of some images."""
+        coin, deviation, normal = torch.split(noise, [1, 1, 2 * _SIDE**2], dim=1)
+        centres = (torch.arange(_SIDE, device=images.device) + 0.5) * (2 / _SIDE) - 1
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        size = _broadcast(deviation) * (self.jitter * 2 / _SIDE)  # grid_sample measures the image's side as 2
+        grid = torch.stack([x, y], dim=2) + normal.view(-1, _SIDE, _SIDE, 2) * size
+        return torch.where(_broadcast(coin < 0.5), F.grid_sample(images, grid, align_corners=False), images)
 
     def _filtered(self, images: Tensor, noise: Tensor) -> Tensor:
         """Replaces 40% of the images by the magnitude of a random filter's output, and adds the output to 30%."""
@@ -174,6 +211,28 @@ def check_ranges(ranges: Any, name: str) -> None:
 def _broadcast(values: Tensor) -> Tensor:
     """Reshapes [B, 1] to [B, 1, 1, 1]."""
     return values[:, :, None, None]
+
+
+def _stroked(images: Tensor, noise: Tensor) -> Tensor:
+    """Erodes or dilates the strokes of some images, or replaces them by outlines of one or two pixels."""
+    kind, coin = torch.split(noise, 1, dim=1)
+    wide, corner = F.max_pool2d(images, 3, 1, 1), F.pad(images, (0, 1, 0, 1))
+    dilated, eroded = F.max_pool2d(corner, 2, 1), -F.max_pool2d(-corner, 2, 1)
+    inner = images + F.max_pool2d(-images, 3, 1, 1)
+    choices = torch.stack([wide, dilated, eroded, wide - images, inner, dilated - images])
+    chosen = choices[(kind.flatten() * len(choices)).long(), torch.arange(len(images), device=images.device)]
+    return torch.where(_broadcast(coin < 0.5), chosen, images)
+
+
+def _curves(noise: Tensor) -> Tensor:
+    """[B, 1, 28, 28], 1 on a curve with three random control points, 0 beyond 1.2 pixels of it."""
+    start, middle, end = (noise.view(-1, 3, 2) * _SIDE).unbind(dim=1)
+    t = torch.linspace(0, 1, _POINTS, device=noise.device)[:, None]
+    points = (1 - t) ** 2 * start[:, None] + 2 * t * (1 - t) * middle[:, None] + t**2 * end[:, None]
+    position = torch.arange(_SIDE, device=noise.device) + 0.5
+    rows, columns = ((points[:, :, axis, None] - position) ** 2 for axis in (0, 1))  # [B, points, 28]
+    nearest = (rows[:, :, :, None] + columns[:, :, None, :]).amin(dim=1)
+    return (1.2 - nearest.sqrt()).clamp(0, 1).unsqueeze(1)
 
 
 def _rolled(images: Tensor, noise: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 from torch import Generator, Tensor
 
 from mnist_lightning import InputError
@@ -9,7 +11,8 @@ from mnist_lightning.data.appearance import Appearance
 from mnist_lightning.data.augment import Augmentation
 from mnist_lightning.data.sources import read
 
-ZERO: dict[str, Any] = {"clutter": 0, "filter": 0, "tone": 0, "waves": 0, "noise": 0, "patches": 0}
+RANGES = ("jitter", "curves", "clutter", "filter", "tone", "waves", "noise", "patches")
+ZERO: dict[str, Any] = {**dict.fromkeys(RANGES, 0), "strokes": False, "threshold": False}
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +42,63 @@ def test_same_noise_same_images(images: Tensor) -> None:
     assert after.min() >= 0
     assert after.max() <= 1
     share = is_changed(after, images).float().mean().item()
-    assert 0.2 < share < 0.4  # 70% stay unchanged, and each of the six changes skips half of the others
+    assert 0.4 < share < 0.6  # half stay unchanged, and each of the ten changes skips half of the others
     assert torch.equal(changed(images), images)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "share"),
     [
-        ("clutter", 1, 0.1),  # pieces are often background
-        ("filter", 1, 0.21),
-        ("tone", 0.8, 0.15),
-        ("waves", 0.5, 0.15),
-        ("noise", 0.4, 0.15),
-        ("patches", 1, 0.15),
+        ("jitter", 1, 0.25),
+        ("strokes", True, 0.25),
+        ("threshold", True, 0.25),
+        ("curves", 1, 0.25),
+        ("clutter", 1, 0.17),  # pieces are often background
+        ("filter", 1, 0.35),
+        ("tone", 0.8, 0.25),
+        ("waves", 0.5, 0.25),
+        ("noise", 0.4, 0.25),
+        ("patches", 1, 0.25),
     ],
 )
 def test_share_of_changed_images(name: str, value: float, share: float, images: Tensor) -> None:
     changes = is_changed(changed(images, **{name: value}), images)
     assert changes.float().mean().item() == pytest.approx(share, abs=0.07)
+
+
+def test_jitter_moves_pixels_independently_of_their_neighbours() -> None:
+    ramp = (torch.arange(28) / 28).expand(400, 1, 28, 28).contiguous()
+    after = changed(ramp, jitter=1)
+    moved = (after - ramp)[is_changed(after, ramp)][:, 0, 4:-4, 4:-4] * 28  # in pixels, along the rows
+    assert moved.std().item() == pytest.approx((1 / 3) ** 0.5, abs=0.05)  # of a uniform deviation up to 1
+    neighbours = torch.stack([moved[..., :-1].flatten(), moved[..., 1:].flatten()])
+    assert abs(torch.corrcoef(neighbours)[0, 1].item()) < 0.02
+
+
+def test_strokes_are_eroded_dilated_or_hollow() -> None:
+    square = torch.zeros(400, 1, 28, 28)
+    square[:, :, 10:16, 10:16] = 1
+    after = changed(square, strokes=True)
+    assert set(after.unique().tolist()) == {0, 1}
+    sizes = {int(size) for size in after[is_changed(after, square)].flatten(1).sum(dim=1)}
+    eroded, dilated, wide = 5 * 5, 7 * 7, 8 * 8
+    assert sizes == {eroded, dilated, wide, wide - 36, 36 - 4 * 4, dilated - 36}
+
+
+def test_threshold_makes_images_black_and_white(images: Tensor) -> None:
+    after = changed(images, threshold=True)
+    levels = after[is_changed(after, images)].unique()
+    assert levels.tolist() == [0, 1]
+
+
+def test_curves_are_thin_and_connected() -> None:
+    black = torch.zeros(300, 1, 28, 28)
+    after = changed(black, curves=1)
+    drawn = after[is_changed(after, black)][:, 0] > 0
+    for line in drawn[:50].numpy():
+        _, pieces = label(line, np.ones((3, 3)))
+        assert pieces == 1
+    assert drawn.flatten(1).sum(dim=1).float().mean() < 80
 
 
 def test_clutter_comes_from_other_images(images: Tensor) -> None:
@@ -114,7 +156,7 @@ def test_appearance_comes_after_distortion_with_separate_noise(images: Tensor) -
     assert torch.equal(both(images, noise), Appearance()(distorted, noise[:, 5 + 32 + 8 :]))
 
 
-@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("name", RANGES)
 def test_invalid_range(name: str) -> None:
     with pytest.raises(InputError, match=rf"augment.appearance.{name} must be 0 or more, got -1"):
         Appearance(**{name: -1})
