@@ -78,6 +78,13 @@ def test_train_a_gnn(parts: list[list[dict[str, Tensor]]], capsys: pytest.Captur
     assert "GNN on mnist_superpixels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("options", [{"features": "moments"}, {"copies": 2}])
+def test_public_graphs_have_no_images(parts: list[list[dict[str, Tensor]]], options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"mnist_superpixels has no images, so it needs features plain and copies 0"):
+        module(**options)
+    assert len(module(features="plain", copies=0).graphs) == 50
+
+
 def test_missing_file() -> None:
     with pytest.raises(
         SourceUnavailableError, match=r"mnist_superpixels needs root/.*MNISTSuperpixels.pt; download it with torch_geom"
