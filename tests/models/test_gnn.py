@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -48,6 +49,24 @@ def test_background_nodes_have_no_evidence_but_send_messages(batch: Batch) -> No
     blank = int((data.x[:, 0] == 0).nonzero()[data.edge_index[0].bincount()[data.x[:, 0] == 0].argmax()])
     without = data.edge_index[:, data.edge_index[0] != blank]
     assert not torch.allclose(model(data.x, without, data.pos), model(data.x, data.edge_index, data.pos))
+
+
+@pytest.mark.parametrize("conv", CONVS)
+def test_updates_of_nodes_with_ink(conv: str, batch: Batch) -> None:
+    model = GNN(width=8, depth=2, conv=conv, updates="ink").eval()  # type: ignore[arg-type]
+    fast = model.unpack(batch)[0]
+    torch.testing.assert_close(model(*fast), model(*inputs(batch)), atol=1e-5, rtol=1e-5)
+    layers, ink = model.embeddings(*inputs(batch)[:3]), batch.x[:, 0] > 0
+    for before, after in pairwise(layers):
+        assert torch.equal(before[~ink], after[~ink])
+        assert not torch.equal(before[ink], after[ink])
+    to_background = ~ink[batch.edge_index[1]]
+    kept = batch.edge_index[:, ~to_background]
+    everywhere = GNN(width=8, depth=2, conv=conv).eval()  # type: ignore[arg-type]
+    everywhere.load_state_dict(model.state_dict())
+    assert not torch.allclose(everywhere(*fast), model(*fast))
+    if conv == "kernel":  # it needs no edges to the nodes that it does not update
+        torch.testing.assert_close(model(batch.x, kept, batch.pos, batch.batch), model(*fast), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("conv", CONVS)
