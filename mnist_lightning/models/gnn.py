@@ -27,7 +27,7 @@ class GNN(Classifier):
         pooling: Pooling over the nodes of a graph, per channel.
         features: Node features. The data module needs the same `features`.
         updates: Nodes that message passing updates: `all`, or those with `ink`. Nodes without ink then only send their
-            first embedding. On MNIST, 61 % of the nodes have no ink, and a step takes 0.6 times as long.
+            first embedding. On MNIST, 38 % of the nodes have no ink.
         **training: Loss, optimiser and schedule, as in `Classifier`.
 
     Raises:
@@ -147,10 +147,11 @@ class GNN(Classifier):
 
     def _standardized(self, x: Tensor, pos: Tensor) -> Tensor:
         """Features and position of each node. Each column has about zero mean and unit variance."""
-        columns = [(x[:, :1] - 0.13) / 0.3, (x[:, 1:2] * 75 - 1) * 4, (pos - 0.5) * 4]
+        columns = [(x[:, :1] - 0.3) / 0.4, x[:, 1:2] * 75 - 1, (pos - 0.5) * 4]
         if self.features == "moments":
             deviation, first, second = torch.split(x[:, 2:], [1, 2, 3], dim=1)
-            columns += [(deviation - 0.05) / 0.08, first * 800, second * x.new_tensor([3000, 8000, 3000]) - 0.4]
+            second = second * second.new_tensor([4500, 12000, 4500]) - second.new_tensor([0.6, 0, 0.6])
+            columns += [(deviation - 0.07) / 0.08, first * 600, second]
         return torch.cat(columns, dim=1)
 
     def _weighted(self, x: Tensor, h: Tensor) -> Tensor:
