@@ -31,8 +31,8 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
 
 TEXT = """# Results
 
-All configs of the project on real MNIST: 55,000 images for training, 5,000 validation images, which choose the
-checkpoint, and 10,000 test images, evaluated once. `benchmarks/document.py` writes this page from the runs of
+All configs of the project on real MNIST: 55,000 images for training, 5,000 validation images, and 10,000
+test images. The weights of the last epoch are tested, once. `benchmarks/document.py` writes this page from the runs of
 `mnist-lightning study`. [accuracy.csv](../benchmarks/results/accuracy.csv) has one row per run.
 [The README](../README.md#compare) explains the columns and the verdicts. Runs: {machine} Two trainings ran at the same
 time, and some were interrupted, so this page lists no durations. [The README](../README.md#train) lists durations on an

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from mnist_lightning import MLP, MNISTDataModule
 from mnist_lightning.lean import IdleInSteps, LeanModule
-from mnist_lightning.training.checkpoints import BestCheckpoint, LastCheckpoint
+from mnist_lightning.training.checkpoints import LastCheckpoint
 from mnist_lightning.training.recording import RunRecorder
 from mnist_lightning.training.reproducibility import ReproducibleEpochs
 from mnist_lightning.training.tensorboard import TensorBoardFigures
@@ -84,7 +84,6 @@ def step(data: MNISTDataModule, off: AbstractContextManager[Any] | None = None, 
             ReproducibleEpochs(0),
             RunRecorder("lean", 0),
             TensorBoardFigures(),
-            BestCheckpoint(),
             LastCheckpoint(),
         ]
     with tempfile.TemporaryDirectory() as folder, terminal(), off or nullcontext():

@@ -117,11 +117,10 @@ def compared(whole: Path, killed: Path) -> dict[str, Any]:
 
 def equal(run: Run, other: Run) -> bool:
     """Whether two runs have the same weights and metrics, to the bit."""
-    for name in ("best", "last"):
-        states = [read_checkpoint(getattr(each, name))["state_dict"] for each in (run, other)]
-        if not all(torch.equal(states[0][key], states[1][key]) for key in states[0].keys() | states[1].keys()):
-            return False
-    return all(run.summary[key] == other.summary[key] for key in ("train", "val", "test", "epochs", "best_epoch"))
+    first, second = (read_checkpoint(each.last)["state_dict"] for each in (run, other))
+    if not all(torch.equal(first[key], second[key]) for key in first.keys() | second.keys()):
+        return False
+    return all(run.summary[key] == other.summary[key] for key in ("train", "val", "test", "epochs"))
 
 
 def epochs(run: Run) -> "Counter[int]":

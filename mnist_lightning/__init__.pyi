@@ -12,4 +12,5 @@ from .models import LeNet5 as LeNet5
 from .models import ResNet as ResNet
 from .runs.checkpoint import load as load
 from .training.callbacks import record as record
+from .training.distillation import Distillation as Distillation
 from .version import __version__ as __version__

@@ -2,11 +2,11 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
+from mnist_lightning.averaging import MovingAverage
 from mnist_lightning.checks import at_least, check_plain, check_types, fraction, hints_of
 from mnist_lightning.data.sources import CLASSES as CLASSES
 from mnist_lightning.distributed import interleaved
@@ -58,11 +59,14 @@ class Classifier(LeanModule, LightningModule, ABC):
         weight_decay: Weight decay for weight matrices and kernels; biases and norm layers are excluded.
         schedule: Learning rate schedule: `constant`; `step`, divided by 10 after 1/2 and 3/4 of the training;
             `cosine`, down to zero (Loshchilov and Hutter 2017, without restarts); `onecycle` (Smith and Topin 2018).
+        ema: Decay rate of the exponential moving average of the weights, which is validated, saved and tested in place
+            of the weights; 0 for none. 0.999 averages over about 1,000 steps.
         compile: Whether to run `forward` through `torch.compile`. Checkpoints are the same with and without it.
 
     Attributes:
         predictions: Logits [N, 10] and labels [N] of the whole split, in its order, on the CPU, for each finished stage
             ("val", "test" or "predict"). They are the same in every process.
+        teacher: Maps a training batch to the probabilities [B, 10] that replace its labels (see `Distillation`).
 
     Raises:
         InputError: If an argument, also one of a subclass, does not fit its type hint or cannot be stored in a
@@ -79,6 +83,7 @@ class Classifier(LeanModule, LightningModule, ABC):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         schedule: Literal["constant", "step", "cosine", "onecycle"] = "constant",
+        ema: float = 0.0,
         compile: bool = False,  # noqa: A002 - named like torch.compile
     ) -> None:
         super().__init__()
@@ -88,8 +93,9 @@ class Classifier(LeanModule, LightningModule, ABC):
         if not 0 < lr < math.inf:
             raise InputError(f"lr must be positive and finite, got {lr}")
         at_least(0, weight_decay=weight_decay)
-        fraction(label_smoothing=label_smoothing, momentum=momentum, betas=betas)
+        fraction(label_smoothing=label_smoothing, momentum=momentum, betas=betas, ema=ema)
         self.predictions: dict[str, tuple[Tensor, Tensor]] = {}
+        self.teacher: Callable[[Any], Tensor] | None = None
         self.example_input_array = torch.zeros(1, 1, 28, 28)
         self._evaluated: list[tuple[Tensor, Tensor]] = []  # logits and labels of each batch of the split
         self._unlogged: list[tuple[Tensor, Tensor]] = []  # logits and labels of each training step since the last log
@@ -187,7 +193,7 @@ class Classifier(LeanModule, LightningModule, ABC):
 
         Args:
             logits: Float [B, 10].
-            labels: int64 [B].
+            labels: int64 [B], or probabilities, float [B, 10].
             label_smoothing: Fraction of the target that is spread over all classes.
 
         Returns:
@@ -201,8 +207,8 @@ class Classifier(LeanModule, LightningModule, ABC):
         logits = logits.float()
         if self.hparams["loss"] == "cross_entropy":
             return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        target = F.one_hot(labels, CLASSES).float() * (1 - label_smoothing) + label_smoothing / CLASSES
-        return F.mse_loss(logits.softmax(dim=1), target)
+        target = labels if labels.ndim > 1 else F.one_hot(labels, CLASSES).float()
+        return F.mse_loss(logits.softmax(dim=1), target * (1 - label_smoothing) + label_smoothing / CLASSES)
 
     def on_train_start(self) -> None:
         """Forgets the steps of a learning rate search, which are no part of the training."""
@@ -216,7 +222,8 @@ class Classifier(LeanModule, LightningModule, ABC):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:
             self._log_training()
-        return self.loss(logits, labels, self.hparams["label_smoothing"])
+        targets = labels if self.teacher is None else self.teacher(batch)
+        return self.loss(logits, targets, self.hparams["label_smoothing"])
 
     def on_train_epoch_end(self) -> None:
         """Logs the metrics of the epoch's last steps."""
@@ -289,6 +296,10 @@ class Classifier(LeanModule, LightningModule, ABC):
         if self.trainer.world_size > 1:
             logits, labels = interleaved(logits), interleaved(labels)
         return logits.cpu(), labels.cpu()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds the averaging of the weights to the Trainer."""
+        return [MovingAverage(self.hparams["ema"])] if self.hparams["ema"] else []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Builds the optimiser, and a schedule that ends with the last training step."""

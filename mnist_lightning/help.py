@@ -6,7 +6,7 @@ _EVALUATION = ("validate", "test", "predict")
 _ALL = ("fit", *_EVALUATION)
 
 DESCRIPTIONS = {
-    "fit": "Trains a model, keeps the checkpoint with the best validation accuracy and tests it once. "
+    "fit": "Trains a model, tests the weights of its last epoch once and keeps them. "
     "The run goes to lightning_logs/EXPERIMENT/version_N.",
     "validate": "Evaluates a checkpoint on the validation images. The run is not changed.",
     "test": "Evaluates a checkpoint on the test images. The run is not changed.",
@@ -24,6 +24,7 @@ OPTIONS = (
     ("model.lr", "RATE", "Learning rate, one of the arguments of each model.", ("fit",)),
     ("ckpt_path", "RUN", "Run to continue: its folder or a checkpoint.", ("fit",)),
     ("init_from", "RUN", "Run or file of weights that a new run starts from.", ("fit",)),
+    ("distill_from", "RUNS", "Run or folder of runs whose probabilities are learned in place of the labels.", ("fit",)),
     ("ckpt_path", "RUN", "Trained model: a run's folder or a checkpoint.", _EVALUATION),
     ("data.source", "NAME", "mnist, fashion_mnist, kmnist, qmnist, emnist_digits, digits or folder:PATH.", _ALL),
     ("data.root", "FOLDER", "Folder of the data.", _ALL),

@@ -118,7 +118,7 @@ def test_a_run_is_tested_validated_and_predicted_by_its_folder_alone(
     for verb, split in (("test", "test"), ("validate", "val")):
         main([verb, "--ckpt_path", str(trained), "--trainer.enable_progress_bar", "false"])
         assert f"{100 * summary[split]['accuracy']:.2f} %" in capsys.readouterr().out
-    main(["predict", "--ckpt_path", str(trained / "checkpoints" / "best.ckpt")])
+    main(["predict", "--ckpt_path", str(trained / "checkpoints" / "last.ckpt")])
     rows = list(csv.DictReader(Path("predictions.csv").read_text().splitlines()))
     assert len(rows) == 360
     assert sum(row["label"] == row["predicted"] for row in rows) / 360 == pytest.approx(summary["test"]["accuracy"])
@@ -141,7 +141,7 @@ def test_the_other_verbs_take_every_form_of_a_run_quietly_and_only_read_it(
 ) -> None:
     fit("--model", "LeNet5", "--trainer.limit_train_batches", "2")
     experiment = Path("lightning_logs/lenet5")
-    run, best = experiment / "version_0", experiment / "version_0" / "checkpoints" / "best.ckpt"
+    run, best = experiment / "version_0", experiment / "version_0" / "checkpoints" / "last.ckpt"
     for events in list(run.glob("events*")):
         shutil.copy(events, f"{events}.2")  # a second graph, as in a resumed run
     Path("link.ckpt").symlink_to(best)
@@ -167,7 +167,7 @@ def test_the_other_verbs_take_every_form_of_a_run_quietly_and_only_read_it(
 
 
 def test_a_checkpoint_outside_of_runs_gets_no_config(trained: Path, fails: Callable[..., str]) -> None:
-    shutil.copy(trained / "checkpoints" / "best.ckpt", "foo.ckpt")
+    shutil.copy(trained / "checkpoints" / "last.ckpt", "foo.ckpt")
     Path("my_module.py").write_text("raise SystemExit('the class of a stranger was imported')")
     Path("config.yaml").write_text("model: my_module.MyNet")
     for path in ("foo.ckpt", "./foo.ckpt", str(Path("foo.ckpt").absolute())):

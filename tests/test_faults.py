@@ -163,20 +163,14 @@ def test_other_files_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_damaged_checkpoint_names_the_alternatives(begun: None, fails: Callable[..., str]) -> None:
+    copy = LAST.with_name("copy.ckpt")
+    copy.write_bytes(LAST.read_bytes())
     LAST.write_bytes(LAST.read_bytes()[:-1])
     line = fails("fit", "--ckpt_path", str(RUN), "--trainer.max_epochs=2")
     assert f"{LAST} is not a checkpoint, or it is damaged" in line
-    assert (
-        f"; use {LAST.with_name('best.ckpt')}, or train again with --config {(RUN / 'config.yaml').absolute()}" in line
-    )
-    main(["fit", "--ckpt_path", str(LAST.with_name("best.ckpt")), "--trainer.max_epochs=2"])
+    assert line.endswith(f"; use {copy}, or train again with --config {(RUN / 'config.yaml').absolute()}")
+    main(["fit", "--ckpt_path", str(copy), "--trainer.max_epochs=2"])
     assert read_checkpoint(LAST)["epoch"] == 1
-
-
-def test_a_run_without_its_last_checkpoint_resumes_from_its_best(begun: None, whole: Path) -> None:
-    LAST.unlink()
-    main(["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs=2"])
-    assert same(weights(LAST), weights(whole / "checkpoints" / "last.ckpt"))
 
 
 def test_a_run_killed_before_its_test_is_tested(begun: None, one_epoch: Path) -> None:
@@ -244,8 +238,7 @@ def test_killed_while_writing_a_checkpoint(whole: Path, spawn: Callable[..., "su
     assert all(map(is_intact, kept))
     main(["fit", f"--ckpt_path={RUN}"] if kept else fit)
     run = RUN if kept else RUN.with_name("version_1")
-    for each in ("best.ckpt", "last.ckpt"):
-        assert same(weights(run / "checkpoints" / each), weights(whole / "checkpoints" / each))
+    assert same(weights(run / "checkpoints/last.ckpt"), weights(whole / "checkpoints/last.ckpt"))
 
 
 @pytest.mark.slow
@@ -293,7 +286,7 @@ def test_a_disk_that_fills_during_training(begun: None, whole: Path, fails: Call
     before = LAST.read_bytes()
     resume = ["fit", "--ckpt_path", str(RUN), "--trainer.max_epochs=2"]
     here = Path.cwd() / RUN
-    for size, what in ((60_000, here / "checkpoints" / "best.ckpt"), (2_000, here)):  # the other is TensorBoard's file
+    for size, what in ((60_000, here / "checkpoints" / "last.ckpt"), (2_000, here)):  # the other is TensorBoard's file
         with no_file_over(size):
             line = fails(*resume)
         assert f"cannot write {what}: File too large. Free some space; last.ckpt of epoch 1 is saved" in line
@@ -372,7 +365,7 @@ def test_a_read_only_file_system(small_disk: Path, tmp_path: Path) -> None:
 def test_a_full_disk_under_other_verbs(begun: None, fails: Callable[..., str]) -> None:
     with no_file_over(1000):
         assert "predictions.csv: File too large" in fails("predict", "--ckpt_path", str(RUN))
-    assert sorted(path.name for path in LAST.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in LAST.parent.iterdir()) == ["last.ckpt"]
 
 
 # Simultaneous trainings.

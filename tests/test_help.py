@@ -303,7 +303,7 @@ def test_a_checkpoint_of_an_unknown_class_says_how_to_import_it(
 ) -> None:
     import torch
 
-    path = logs / "mlp" / "version_0" / "checkpoints" / "best.ckpt"
+    path = logs / "mlp" / "version_0" / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     for name in ("stranger.MyNet", 'x"; touch executed; ".MyNet'):
         torch.save(checkpoint | {"classifier": name}, path)

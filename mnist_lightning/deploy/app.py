@@ -145,7 +145,7 @@ def model_names(checkpoints: Sequence[Path]) -> list[str]:
         checkpoints: Checkpoint of each model. Equal paths get equal names.
 
     Example:
-        >>> model_names([Run("cnn/version_0").best, Run("cnn/version_1").best, Path("mine.ckpt")])
+        >>> model_names([Run("cnn/version_0").last, Run("cnn/version_1").last, Path("mine.ckpt")])
         ['cnn, version_0', 'cnn, version_1', 'mine']
     """
     names = [run.experiment if (run := Run.of(path)) else path.stem for path in checkpoints]

@@ -124,9 +124,11 @@ def _facts(model: "Classifier", checkpoint: str) -> dict[str, str]:
     if run is not None and run.is_finished:
         facts["source"] = run.source
         # Only the tested weights have a test accuracy.
-        if read_checkpoint(Path(checkpoint)).get("epoch") == run.summary.get("best_epoch"):
-            facts["test_accuracy"] = str(float(run.summary["test"]["accuracy"]))
-            facts["test_accuracy_measured_in"] = str(run.summary.get("precision"))
+        content, summary = read_checkpoint(Path(checkpoint)), run.summary
+        old = "best_epoch" in summary  # earlier versions tested that epoch
+        if content.get("epoch" if old else "global_step") == summary.get("best_epoch" if old else "steps"):
+            facts["test_accuracy"] = str(float(summary["test"]["accuracy"]))
+            facts["test_accuracy_measured_in"] = str(summary.get("precision"))
     return facts
 
 

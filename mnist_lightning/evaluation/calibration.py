@@ -133,8 +133,8 @@ def calibrate(run: str | Path, root: str | None = None) -> Calibration:
     `calibration`, with the fields of `Calibration`, or a new value of it. Nothing else in the run changes.
 
     Args:
-        run: A checkpoint of a run, a run folder, whose best checkpoint is calibrated, or a folder that contains runs
-            of one experiment.
+        run: A checkpoint of a run, a run folder, whose tested checkpoint is calibrated, or a folder that contains
+            runs of one experiment.
         root: Folder of the data. Default: the run's, else $MNIST_LIGHTNING_DATA, or `data` if that is not set.
 
     Returns:

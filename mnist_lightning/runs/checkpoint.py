@@ -30,7 +30,7 @@ def load(
     import its module first.
 
     Args:
-        path: A checkpoint, a run folder, whose best checkpoint is loaded, or a folder that contains runs of one
+        path: A checkpoint, a run folder, whose tested checkpoint is loaded, or a folder that contains runs of one
             experiment, whose best run is loaded; see `find_run`.
         device: Device of the model.
         calibrated: Divide the model's logits by the checkpoint's temperature (Guo et al. 2017, "On calibration of
@@ -75,7 +75,7 @@ def temperature_in(checkpoint: dict[str, Any]) -> float | None:
     return float(checkpoint[CALIBRATION]["temperature"]) if CALIBRATION in checkpoint else None
 
 
-def find_checkpoint(path: str | Path, name: Literal["best", "last"] = "best") -> Path:
+def find_checkpoint(path: str | Path, name: Literal["tested", "last"] = "tested") -> Path:
     """Finds a checkpoint file.
 
     Args:
@@ -93,7 +93,7 @@ def find_checkpoint(path: str | Path, name: Literal["best", "last"] = "best") ->
         return checkpoint
     way = f"; train again with --config {run.config_file}" if run.config_file.is_file() else ""
     why = "its first epoch did not end, or the file was deleted"
-    raise InputError(f"{run.folder} has no {CHECKPOINTS}/{run.best.name}: {why}{way}")
+    raise InputError(f"{run.folder} has no {CHECKPOINTS}/{run.last.name}: {why}{way}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def check_resume(run: Run, config: Mapping[str, Any], checkpoint: Mapping[str, A
             epoch.
     """
     saved = _saved(run)
-    old = {"data.fold": None, **_flat(saved)}  # runs of earlier versions lack it
+    new = {"data.fold": None, "distill_from": None, "model.ema": 0.0}  # runs of earlier versions lack these
+    old = {**new, **_flat(saved)}
     if changed := list(_differences(old, _flat(config))):
         more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(

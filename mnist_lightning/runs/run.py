@@ -22,6 +22,7 @@ from mnist_lightning.runs.records import CONFIG_PARTS, read_config, read_summary
 LOGS = "lightning_logs"  # default folder of runs
 CHECKPOINTS = "checkpoints"
 
+ORIGINS = ("init_from", "distill_from")  # options of `fit` that name other runs
 # Settings that do not change the trained weights.
 INCIDENTAL = {
     "trainer": {"accelerator", "logger", "callbacks", "default_root_dir", "log_every_n_steps", "profiler", "barebones"}
@@ -42,7 +43,6 @@ class Run:
         summary_file: Metrics and facts. It is written last, so only finished runs have it.
         predictions_file: Logits and labels of the test images.
         checkpoints: Folder of the checkpoints.
-        best: Checkpoint of the epoch with the best validation accuracy.
         last: Checkpoint of the last epoch.
     """
 
@@ -52,7 +52,6 @@ class Run:
         self.summary_file = self.folder / "summary.json"
         self.predictions_file = self.folder / "test_predictions.npz"
         self.checkpoints = self.folder / CHECKPOINTS
-        self.best = self.checkpoints / "best.ckpt"
         self.last = self.checkpoints / "last.ckpt"
 
     @classmethod
@@ -139,10 +138,20 @@ class Run:
         )
         return [value.tensor.float_val[0] for value in values if value.tag == tag]
 
-    def checkpoint(self, name: Literal["best", "last"] = "best") -> Path | None:
-        """Returns an existing checkpoint file: the one asked for, or else the best."""
-        # A run that was killed during its first epoch may have the best checkpoint and not the last.
-        return next((path for path in (self.checkpoints / f"{name}.ckpt", self.best) if path.is_file()), None)
+    def checkpoint(self, name: Literal["tested", "last"] = "tested") -> Path | None:
+        """Returns an existing checkpoint file.
+
+        Args:
+            name: The checkpoint that was or will be tested, or that of the last epoch. They differ in runs of earlier
+                versions, which tested the epoch with the best validation accuracy.
+        """
+        paths = [self.last]
+        with suppress(InputError):  # a damaged summary
+            if self.is_finished and "best_epoch" in self.summary:
+                paths.append(self.checkpoints / "best.ckpt")
+        if name == "tested":
+            paths.reverse()
+        return next((path for path in paths if path.is_file()), None)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -248,8 +257,8 @@ class Run:
             names = ("model", "hyper_parameters", *facts, "precision", "devices")
             facts_by_name = flat("", {name: self.summary.get(name) for name in names})
             return self._without_fold({name: value for name, value in facts_by_name.items() if name != "data.seed"})
-        origin = self.full_config.get("init_from")  # weights of another run
-        settings: dict[str, Any] = {} if origin is None else {"init_from": origin}
+        origins = {name: self.full_config.get(name) for name in ORIGINS}
+        settings: dict[str, Any] = {name: origin for name, origin in origins.items() if origin is not None}
         for part, (path, arguments) in self.config.items():
             settings |= {part: path} if path else {}
             incidental = INCIDENTAL.get(part, set())

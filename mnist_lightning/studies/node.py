@@ -139,11 +139,13 @@ def _remove_abandoned() -> None:
 
 def _moved(training: "Training", folder: Path) -> "Training":
     """Returns the training with one config instead of the driver's files, and its run in the working directory."""
+    from mnist_lightning.runs.run import ORIGINS
+
     config = folder / "study.yaml"
     config.write_text(training.shortened, encoding="utf-8")
-    origin = training.config.get("init_from")
     arguments = ["--config", str(config), "--experiment", training.config["experiment"]]
-    arguments += ["--trainer.default_root_dir", "null", *(["--init_from", origin] if origin else [])]
+    arguments += ["--trainer.default_root_dir", "null"]
+    arguments += [word for name in ORIGINS if (origin := training.config.get(name)) for word in (f"--{name}", origin)]
     settings = {**training.config, "trainer": {**training.config["trainer"], "default_root_dir": None}}
     return replace(training, arguments=tuple(arguments), config=settings)
 

@@ -19,6 +19,7 @@ import yaml
 
 from mnist_lightning.errors import InputError, one_line
 from mnist_lightning.files import write_whole
+from mnist_lightning.runs.run import ORIGINS
 from mnist_lightning.runs.writing import lock, remove_unstarted
 from mnist_lightning.studies import Metric
 from mnist_lightning.studies.driver import machine, run_all
@@ -91,9 +92,10 @@ def search(
     """Searches settings of a config that are best on the validation images. The test images are not used.
 
     The first trial has the config's own settings, if the space contains them, so the result is never worse. Optuna
-    proposes the settings of the others, and stops trials that fall behind. A trial's value is its best epoch's metric,
-    the mean over the seeds. Runs and journal are in `lightning_logs/search-EXPERIMENT`. A search that was stopped
-    continues with the same call, and one with more trials adds to them.
+    proposes the settings of the others, and stops trials that fall behind. A trial's value is the metric of its last
+    epoch, whose weights a training keeps: the mean over the seeds. Runs and journal are in
+    `lightning_logs/search-EXPERIMENT`. A search that was stopped continues with the same call, and one with more trials
+    adds to them.
 
     Args:
         config: Name of a config, or YAML file. `a+b` is config a with the changes of b.
@@ -101,7 +103,7 @@ def search(
             `NAME=VALUE,VALUE`. Values are integers if both bounds are, and else have four significant digits.
         trials: Number of trials, including those of earlier calls that did not fail.
         seeds: Number of seeds of a trial: 0, 1, ... Only the first one can be stopped early.
-        metric: Metric to improve: the highest `val/acc` of the epochs, or the lowest `val/loss`.
+        metric: Metric of the last epoch to improve: a higher `val/acc`, or a lower `val/loss`.
         fit: More arguments of every `fit`.
         jobs: Number of simultaneous trainings. Default: the number of GPUs, or of cores.
         address: Address of a Ray cluster. Default: this machine, without Ray.
@@ -166,8 +168,8 @@ def _name(base: Training, space: Sequence[Setting], seeds: int, metric: Metric) 
 
 def _best_config(result: SearchResult, config: str, fit: Sequence[str]) -> str:
     best = model_of(config, result.settings, fit)
-    origin = best.config.get("init_from")  # weights of another run
-    start = yaml.safe_dump({"init_from": origin}) if origin else ""
+    origins = {name: best.config[name] for name in ORIGINS if best.config.get(name)}
+    start = yaml.safe_dump(origins) if origins else ""
     searched = " ".join(f"--search {shlex.quote(str(setting))}" for setting in result.space)
     lines = [
         f"{result.metric} {result.value:.6g}, the best of {len(result.trials)} trials of",
@@ -263,7 +265,7 @@ class _Search:
             curve = [value for run in training.runs()[-1:] for value in run.curve(self._metric)]
             if not curve:
                 raise InputError(f"a search needs {self._metric}, which the training of {training.label} did not log")
-            value = max(curve) if self._metric == "val/acc" else min(curve)
+            value = curve[-1]
             if not math.isfinite(value):
                 ending = Ending(f"its {self._metric} is {value}")
         self._progress.ended(training, ending)

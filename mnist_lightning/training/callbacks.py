@@ -6,7 +6,7 @@ from typing import Literal, get_type_hints
 from lightning.pytorch.callbacks import Callback
 
 from mnist_lightning.checks import at_least, check_types
-from mnist_lightning.training.checkpoints import BestCheckpoint, LastCheckpoint
+from mnist_lightning.training.checkpoints import LastCheckpoint
 from mnist_lightning.training.recording import RunRecorder
 from mnist_lightning.training.reproducibility import ReproducibleEpochs
 from mnist_lightning.training.tensorboard import TensorBoardFigures
@@ -15,9 +15,9 @@ from mnist_lightning.training.tensorboard import TensorBoardFigures
 def record(experiment: str | None = None, seed: int | Literal[False] | None = None) -> list[Callback]:
     """Makes the callbacks with which a Trainer leaves a run, as the command line does.
 
-    They keep the best and the last checkpoint, fit the temperature, draw TensorBoard's figures, and write the summary
+    They keep the checkpoint of the last epoch, fit the temperature, draw TensorBoard's figures, and write the summary
     and the test predictions. The folder is the logger's, `lightning_logs/version_N` by default. The run is recorded by
-    `trainer.test(model, data, ckpt_path="best")` after `trainer.fit(model, data)`. `load` and all verbs of the command
+    `trainer.test(model, data, ckpt_path="last")` after `trainer.fit(model, data)`. `load` and all verbs of the command
     line take its folder, `trainer.log_dir`.
 
     Args:
@@ -34,7 +34,7 @@ def record(experiment: str | None = None, seed: int | Literal[False] | None = No
     check_types(get_type_hints(record), {"experiment": experiment, "seed": seed})
     at_least(0, seed=seed or 0)
     seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-    callbacks = [TensorBoardFigures(), BestCheckpoint(), LastCheckpoint()]
+    callbacks = [TensorBoardFigures(), LastCheckpoint()]
     if seed is False:
         return [RunRecorder(experiment, None), *callbacks]
     return [ReproducibleEpochs(seed), RunRecorder(experiment, seed), *callbacks]

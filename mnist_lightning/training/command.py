@@ -31,13 +31,16 @@ from mnist_lightning.classifier import Classifier
 from mnist_lightning.data.images import MNISTDataModule
 from mnist_lightning.errors import InputError, SourceUnavailableError, StoppedError, one_line
 from mnist_lightning.evaluation.page import print_result
+from mnist_lightning.help import OPTIONS
 from mnist_lightning.models import GNN
 from mnist_lightning.runs.checkpoint import data_in, find_checkpoint, read_checkpoint
+from mnist_lightning.runs.finding import existing
 from mnist_lightning.runs.resuming import FinishedError, check_data, check_processes, check_resume
-from mnist_lightning.runs.run import LOGS, Run
+from mnist_lightning.runs.run import LOGS, ORIGINS, Run
 from mnist_lightning.runs.writing import check_predictions_file, explain_disk_error, write_predictions
 from mnist_lightning.training.callbacks import record
-from mnist_lightning.training.checkpoints import BestCheckpoint, write_atomically
+from mnist_lightning.training.checkpoints import LastCheckpoint, write_atomically
+from mnist_lightning.training.distillation import Distillation
 from mnist_lightning.training.failures import fails_first, refusal
 from mnist_lightning.training.finetuning import InitialWeights
 from mnist_lightning.training.layers import LayerTable
@@ -114,18 +117,12 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds arguments of this package, and the default data module."""
-        text = "Run, checkpoint or state dict whose weights a new training starts from (fine-tuning)."
-        parser.add_argument(  # the other verbs find it in a run's config
-            "--init_from", type=str | None, default=None, help=text if self.verb == "fit" else SUPPRESS
-        )
+        texts = {name: text for name, _, text, _ in OPTIONS}
+        for name in (*ORIGINS, "experiment"):  # other verbs than fit find the origins in a run's config
+            text = texts[name] if self.verb == "fit" or name == "experiment" else SUPPRESS
+            parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
         if self.verb == "predict":
             parser.add_argument("--output", default="predictions.csv", help="File of the predictions (.csv).")
-        parser.add_argument(
-            "--experiment",
-            type=str | None,
-            default=None,
-            help=f"Name of the experiment; the run goes to {LOGS}/EXPERIMENT/version_N. Default: the config's name.",
-        )
         parser.set_defaults({"data": {"class_path": "mnist_lightning.MNISTDataModule"}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -156,8 +153,10 @@ class CLI(LightningCLI):
                 raise InputError(f"{verb} needs a trained model: --ckpt_path RUN_FOLDER or CHECKPOINT.ckpt")
             if config.init_from:
                 config.init_from = str(find_checkpoint(config.init_from).absolute())
+            if config.distill_from:
+                config.distill_from = str(existing(config.distill_from).absolute())
             return
-        path = find_checkpoint(config.ckpt_path, "last" if verb == "fit" else "best")
+        path = find_checkpoint(config.ckpt_path, "last" if verb == "fit" else "tested")
         checkpoint = read_checkpoint(path)
         config.ckpt_path = str(path)
         trained, requested = checkpoint["classifier"].split(".")[-1], config.model.class_path.split(".")[-1]
@@ -228,11 +227,13 @@ class CLI(LightningCLI):
             seed = False if self._get(self.config_init, "seed_everything") is False else None
             recorded = record(self._get(self.config_init, "experiment"), seed)
             self.recorder = next(callback for callback in recorded if isinstance(callback, RunRecorder))
-            self.best = next(callback for callback in recorded if isinstance(callback, BestCheckpoint))
+            self.last = next(callback for callback in recorded if isinstance(callback, LastCheckpoint))
             if (source := self._get(self.config_init, "init_from")) and not self.resumed:
                 initial = InitialWeights(source, self.model)
                 self.recorder.init_from = initial.facts
                 callbacks.append(initial)
+            if teachers := self._get(self.config_init, "distill_from"):
+                callbacks.append(Distillation(teachers))
             checkpoints = trainer["enable_checkpointing"] is not False
             callbacks += [c for c in recorded if checkpoints or not isinstance(c, ModelCheckpoint)]
         callbacks.append(self.signals)
@@ -307,11 +308,11 @@ class CLI(LightningCLI):
         return kwargs
 
     def after_fit(self) -> None:
-        """Tests the best checkpoint once, and prints the result."""
+        """Tests the last checkpoint once, and prints the result."""
         if self._get(self.config_init, "trainer")["fast_dev_run"]:
             return
         self.trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # the report is of the training
-        tested = self.best.best_model_path or None  # checkpoints may be off
+        tested = self.last.best_model_path or None  # checkpoints may be off
         self.trainer.test(self.model, self.datamodule, ckpt_path=tested, weights_only=True, verbose=False)
         folder = self.trainer.log_dir  # a broadcast, which all processes must take part in
         if not self.trainer.is_global_zero or folder is None:

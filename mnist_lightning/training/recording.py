@@ -24,11 +24,10 @@ from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation.metrics import Metrics, metrics
 from mnist_lightning.evaluation.page import print_result
 from mnist_lightning.lean import IdleInSteps
-from mnist_lightning.runs.checkpoint import read_checkpoint
 from mnist_lightning.runs.predictions import predict
 from mnist_lightning.runs.run import Run
 from mnist_lightning.runs.writing import write_config, write_results
-from mnist_lightning.training.checkpoints import BestCheckpoint, write_atomically
+from mnist_lightning.training.checkpoints import LastCheckpoint, write_atomically
 
 # Settings that change the trained weights. Without a config, they tell models apart.
 _DATA_SETTINGS = ("batch_size", "val_size", "stratify", "fold", "seed", "augment")
@@ -89,7 +88,7 @@ class RunRecorder(IdleInSteps):
         if self._trainer not in (None, trainer):
             raise InputError("these callbacks record another Trainer's run; call record() for each Trainer")
         own_folder = trainer.loggers or Path(trainer.default_root_dir).resolve() != Path.cwd()
-        if _best(trainer) is not None and not own_folder and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if _checkpoint(trainer) is not None and not own_folder and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise InputError("a run needs a folder of its own; use a logger, or name a default_root_dir")
         self._trainer = trainer
         self.experiment = self.experiment or pl_module.architecture.__name__.lower()
@@ -97,8 +96,8 @@ class RunRecorder(IdleInSteps):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to overwrite a finished run."""
-        best = _best(trainer)
-        run = Run(Path(str(best.dirpath)).parent) if best is not None else None
+        last = _checkpoint(trainer)
+        run = Run(Path(str(last.dirpath)).parent) if last is not None else None
         if run is not None and run.is_finished and not trainer.ckpt_path:
             raise InputError(f"{run.folder} holds a finished run; use a new Trainer, or another version")
 
@@ -133,11 +132,11 @@ class RunRecorder(IdleInSteps):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files, in the first process."""
         assert isinstance(pl_module, Classifier)
-        best = _best(trainer)
-        saved = Path(best.best_model_path).resolve() if best is not None and best.best_model_path else None
+        last = _checkpoint(trainer)
+        saved = Path(last.best_model_path).resolve() if last is not None and last.best_model_path else None
         tested = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
-        if tested != saved or (saved is None and best is not None):
-            rank_zero_warn('this test is not recorded; a run is, when you test its best checkpoint: ckpt_path="best"')
+        if tested != saved or (saved is None and last is not None):
+            rank_zero_warn('this test is not recorded; a run is, when you test its last checkpoint: ckpt_path="last"')
             return
         folder = saved.parent.parent if saved else trainer.log_dir  # a broadcast, which all processes must take part in
         if not trainer.is_global_zero or folder is None:
@@ -154,7 +153,6 @@ class RunRecorder(IdleInSteps):
             save_temperature(saved, *predictions["val"], str(trainer.precision))
 
     def _summary(self, trainer: Trainer, model: Classifier, data: MNISTDataModule | None) -> dict[str, Any]:
-        tested = trainer.ckpt_path
         return {
             "experiment": self.experiment,
             "model": model.architecture.__name__,
@@ -164,7 +162,6 @@ class RunRecorder(IdleInSteps):
             "parameters": sum(p.numel() for p in model.parameters()),
             "size_kib": round(sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 1024, 1),
             "layers": sum(isinstance(m, (nn.Linear, nn.Conv2d)) for m in model.modules()),
-            "best_epoch": int(read_checkpoint(Path(tested))["epoch"]) if tested else None,
             "epochs": trainer.fit_loop.epoch_progress.current.completed,
             "steps": trainer.fit_loop.epoch_loop.global_step,
             "train_seconds": round(self._seconds, 2),
@@ -182,8 +179,8 @@ class RunRecorder(IdleInSteps):
         }
 
 
-def _best(trainer: Trainer) -> BestCheckpoint | None:
-    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+def _checkpoint(trainer: Trainer) -> LastCheckpoint | None:
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
 
 
 def _plain_module(model: Classifier) -> dict[str, Any]:

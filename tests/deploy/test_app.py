@@ -138,11 +138,11 @@ def test_models_without_convolutions() -> None:
 def test_names_of_models(tmp_path: Path) -> None:
     cnn = [Run(tmp_path / "cnn" / version) for version in ("version_0", "version_1")]
     gnn, other = Run(tmp_path / "gnn" / "version_0"), Run(tmp_path / "other" / "gnn" / "version_0")
-    assert model_names([cnn[0].best, gnn.best, tmp_path / "mine.ckpt"]) == ["cnn", "gnn", "mine"]
-    assert model_names([run.best for run in cnn]) == ["cnn, version_0", "cnn, version_1"]
-    assert model_names([gnn.best, gnn.last]) == [f"gnn, {gnn.best.name}", f"gnn, {gnn.last.name}"]
-    assert model_names([gnn.best, cnn[0].best, other.best]) == ["gnn", "cnn", "gnn, other"]
-    assert model_names([Run(tmp_path / "my_run").best]) == ["my_run"]
+    assert model_names([cnn[0].last, gnn.last, tmp_path / "mine.ckpt"]) == ["cnn", "gnn", "mine"]
+    assert model_names([run.last for run in cnn]) == ["cnn, version_0", "cnn, version_1"]
+    assert model_names([gnn.last, gnn.last.with_name("a.ckpt")]) == [f"gnn, {gnn.last.name}", "gnn, a.ckpt"]
+    assert model_names([gnn.last, cnn[0].last, other.last]) == ["gnn", "cnn", "gnn, other"]
+    assert model_names([Run(tmp_path / "my_run").last]) == ["my_run"]
 
 
 def damaged() -> bytes:
@@ -263,7 +263,7 @@ def test_from_the_command_line_until_interrupted(
         "hyper_parameters": dict(model.hparams),
     }
     versions = ["lenet/version_0", "lenet/version_1"]
-    for path in (*(Run(tmp_path / version).best for version in versions), tmp_path / "mine.ckpt"):
+    for path in (*(Run(tmp_path / version).last for version in versions), tmp_path / "mine.ckpt"):
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
     # The background jobs of a shell ignore Ctrl-C, and so do their child processes.

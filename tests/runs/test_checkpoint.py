@@ -45,10 +45,10 @@ def fitted(tmp_path: Path, digits: MNISTDataModule) -> Callable[[Classifier], Pa
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[ModelCheckpoint(tmp_path / "run" / "checkpoints", filename="best")],
+            callbacks=[ModelCheckpoint(tmp_path / "run" / "checkpoints", filename="last")],
         )
         trainer.fit(model, digits)
-        return tmp_path / "run" / "checkpoints" / "best.ckpt"
+        return tmp_path / "run" / "checkpoints" / "last.ckpt"
 
     return train
 
@@ -215,11 +215,13 @@ def test_a_flipped_bit(fitted: Callable[[Classifier], Path]) -> None:
 
 def test_a_damaged_checkpoint_of_a_run_names_an_intact_one_and_the_config(logs: Path) -> None:
     run = Run(logs / "mlp" / "version_0")
-    run.best.write_bytes(run.best.read_bytes()[:-100])
+    copy = run.last.with_name("copy.ckpt")
+    copy.write_bytes(run.last.read_bytes())
+    run.last.write_bytes(run.last.read_bytes()[:-100])
     with pytest.raises(InputError) as refused:
-        load(run.best)
-    assert str(refused.value).endswith(f"; use {run.last}, or train again with --config {run.config_file}")
-    assert isinstance(load(run.last), MLP)
+        load(run.last)
+    assert str(refused.value).endswith(f"; use {copy}, or train again with --config {run.config_file}")
+    assert isinstance(load(copy), MLP)
 
 
 def test_a_checkpoint_of_another_program(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_weights_that_do_not_fit(fitted: Callable[[Classifier], Path]) -> None:
     content["hyper_parameters"]["widths"] = [9]
     torch.save(content, path)
     with pytest.raises(
-        InputError, match=r"best\.ckpt: the weights do not fit the current class MLP: size mismatch for dense\.0"
+        InputError, match=r"last\.ckpt: the weights do not fit the current class MLP: size mismatch for dense\.0"
     ):
         load(path)
 
@@ -242,7 +244,7 @@ def test_weights_that_do_not_fit(fitted: Callable[[Classifier], Path]) -> None:
 def test_find_checkpoint(logs: Path) -> None:
     run = Run(logs / "mlp" / "version_0")
     assert run.folder is not None
-    assert find_checkpoint(run.folder) == find_checkpoint(str(run.folder), "best") == run.best
+    assert find_checkpoint(run.folder) == find_checkpoint(str(run.folder), "tested") == run.last
     assert find_checkpoint(run.folder, "last") == find_checkpoint(run.last) == run.last
 
 
@@ -254,7 +256,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_temperature_of_a_checkpoint(logs: Path) -> None:
-    checkpoint = read_checkpoint(Run(logs / "mlp" / "version_0").best)
+    checkpoint = read_checkpoint(Run(logs / "mlp" / "version_0").last)
     temperature = temperature_in(checkpoint)
     assert temperature is not None
     assert temperature == checkpoint[CALIBRATION]["temperature"] > 0
@@ -289,12 +291,12 @@ def test_temperature_of_a_checkpoint(logs: Path) -> None:
     ],
 )
 def test_a_checkpoint_with_other_values(part: str, name: str, value: Any, message: str, logs: Path) -> None:
-    best = Run(logs / "mlp" / "version_0").best
-    content = torch.load(best, weights_only=True)
+    path = Run(logs / "mlp" / "version_0").last
+    content = torch.load(path, weights_only=True)
     content[part] = {**content[part], name: value} if name else value
-    torch.save(content, best)
-    with pytest.raises(InputError, match=f"best.ckpt.* {message}") as refused:
-        load(best)
+    torch.save(content, path)
+    with pytest.raises(InputError, match=f"last.ckpt.* {message}") as refused:
+        load(path)
     assert "\n" not in str(refused.value)
 
 
@@ -302,12 +304,12 @@ def test_a_checkpoint_with_other_values(part: str, name: str, value: Any, messag
 def test_weights_that_cannot_be_used_end_every_verb_in_one_line(
     weights: torch.Tensor, logs: Path, fails: Callable[..., str]
 ) -> None:
-    best = Run(logs / "mlp" / "version_0").best
-    content = torch.load(best, weights_only=True)
+    path = Run(logs / "mlp" / "version_0").last
+    content = torch.load(path, weights_only=True)
     content["state_dict"]["dense.0.weight"] = weights
-    torch.save(content, best)
+    torch.save(content, path)
     Image.new("L", (40, 40)).save("dark.png")
-    for words in (["test", "--ckpt_path", str(best)], ["classify", str(best), "dark.png"]):
+    for words in (["test", "--ckpt_path", str(path)], ["classify", str(path), "dark.png"]):
         error = fails(*words)
         assert "the weights " in error
         assert "dense.0.weight" in error

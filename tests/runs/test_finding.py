@@ -167,15 +167,15 @@ def test_every_form_of_a_path_names_the_same_run(logs: Path, monkeypatch: pytest
     assert run.folder is not None
     Path("deep/er").mkdir(parents=True)
     Path("deep/er/link").symlink_to(run.folder)
-    Path("link.ckpt").symlink_to(run.best)
+    Path("link.ckpt").symlink_to(run.last)
     monkeypatch.setenv("HOME", str(logs))
-    forms = [run.folder, f"{run.folder}//", run.checkpoints, run.best, run.last, logs / "mlp", "lightning_logs/mlp"]
+    forms = [run.folder, f"{run.folder}//", run.checkpoints, run.last, logs / "mlp", "lightning_logs/mlp"]
     for path in (*forms, "deep", "link.ckpt", "~/mlp"):
-        assert find_run(path).best.samefile(run.best), path
+        assert find_run(path).last.samefile(run.last), path
         ((again,), problems) = finished_runs([str(path)])
-        assert again.best.samefile(run.best)
+        assert again.last.samefile(run.last)
         assert problems == []
-        assert find_checkpoint(path).samefile(run.last if path == run.last else run.best)
+        assert find_checkpoint(path).samefile(run.last)
     assert find_checkpoint(logs / "mlp", "last") == run.last
 
 

@@ -62,13 +62,13 @@ def trained(folder: Path, *args: str, crash_in: int | None = None) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of three epochs, of two epochs, and one that crashed after two of three."""
     new = tmp_path_factory.mktemp
-    three, onecycle = "--trainer.max_epochs=3", "--model.schedule=onecycle"
+    three, onecycle, average = "--trainer.max_epochs=3", "--model.schedule=onecycle", "--model.ema=0.9"
     return {
         "whole": trained(new("whole"), three),
         "finished": trained(new("finished"), "--trainer.max_epochs=2"),
         "killed": trained(new("killed"), three, crash_in=2),
-        "onecycle": trained(new("onecycle"), three, onecycle),
-        "onecycle killed": trained(new("onecycle"), three, onecycle, crash_in=2),
+        "onecycle": trained(new("onecycle"), three, onecycle, average),
+        "onecycle killed": trained(new("onecycle"), three, onecycle, average, crash_in=2),
     }
 
 
@@ -87,10 +87,10 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def same(first: Path, second: Path) -> bool:
-    """Whether two runs have the same weights, best and last."""
-    names = ("best.ckpt", "last.ckpt")
-    pairs = [[read_checkpoint(run / "checkpoints" / name)["state_dict"] for run in (first, second)] for name in names]
-    return all(torch.equal(one[key], two[key]) for one, two in pairs for key in one)
+    """Whether two runs have the same weights."""
+    one, two = (read_checkpoint(run / "checkpoints/last.ckpt") for run in (first, second))
+    states = [name for name in ("state_dict", "current_model_state") if name in one]  # averaged, and of the last step
+    return all(torch.equal(one[name][key], two[name][key]) for name in states for key in one[name])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_run_is_continued_to_the_same_weights(
     assert same(RUN, runs[equals])
     assert [path.name for path in RUN.parent.iterdir()] == ["version_0"]
     summary, whole = (json.loads((run / "summary.json").read_text()) for run in (RUN, runs[equals]))
-    for key in ("test", "val", "epochs", "steps", "best_epoch", "seed", "batch_size", "experiment"):
+    for key in ("test", "val", "epochs", "steps", "seed", "batch_size", "experiment"):
         assert summary[key] == whole[key]
     configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in (RUN, runs[equals])]
     for config in configs:  # incidental settings may differ
@@ -256,7 +256,7 @@ def test_a_checkpoint_outside_of_a_run_is_refused(runs: dict[str, Path], fails: 
 @pytest.mark.slow
 def test_a_checkpoint_from_within_an_epoch_is_refused(tmp_path: Path, fails: Callable[..., str]) -> None:
     trained(tmp_path, "--trainer.val_check_interval=0.3", "--trainer.max_epochs=2", crash_in=1)
-    line = fails("fit", f"--ckpt_path={RUN}/checkpoints/best.ckpt")
+    line = fails("fit", f"--ckpt_path={RUN}/checkpoints/last.ckpt")
     assert "was saved within an epoch and cannot be resumed; resume" in line
     main(["fit", f"--ckpt_path={RUN}"])
     assert read_checkpoint(RUN / "checkpoints/last.ckpt")["global_step"] == 22
@@ -276,7 +276,7 @@ def test_a_checkpoint_from_within_an_epoch_is_refused(tmp_path: Path, fails: Cal
 def test_every_training_is_tested_and_keeps_its_last_epoch(args: list[str], saved: bool, tmp_path: Path) -> None:
     run = Run(trained(tmp_path, *args))
     assert run.summary["test"]["accuracy"] == run.correct.mean()
-    assert run.last.is_file() == run.best.is_file() == saved
+    assert run.last.is_file() == saved
     if saved:
         assert read_checkpoint(run.last)["global_step"] == run.summary["steps"]
         assert torch.equal(
@@ -285,7 +285,7 @@ def test_every_training_is_tested_and_keeps_its_last_epoch(args: list[str], save
 
 
 def test_without_a_logger_the_folder_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("summary.json", "test_predictions.npz", "checkpoints/best.ckpt", "config.yaml"):
+    for name in ("summary.json", "test_predictions.npz", "checkpoints/last.ckpt", "config.yaml"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("a stranger's")
     before = contents(Path())

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -24,16 +25,21 @@ def test_a_run_of_fit(logs: Path) -> None:
 def test_files_are_read_when_they_are_needed(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert not run.is_finished
-    assert run.checkpoint("best") is None
+    assert run.checkpoint() is run.checkpoint("last") is None
     with pytest.raises(InputError, match="is not a finished run"):
         run.summary  # noqa: B018
 
 
-def test_the_best_checkpoint_replaces_a_missing_last_one(logs: Path) -> None:
+def test_the_tested_checkpoint_of_a_run_of_an_earlier_version(logs: Path) -> None:
     run = Run(logs / "mlp" / "version_0")
-    assert (run.checkpoint("best"), run.checkpoint("last")) == (run.best, run.last)
+    best = run.last.with_name("best.ckpt")
+    best.write_bytes(run.last.read_bytes())
+    assert run.checkpoint() == run.checkpoint("last") == run.last
+    run.summary_file.write_text(json.dumps({**run.summary, "best_epoch": 0}))
+    older = Run(str(run.folder))
+    assert (older.checkpoint(), older.checkpoint("last")) == (best, run.last)
     run.last.unlink()
-    assert run.checkpoint("last") == run.best
+    assert older.checkpoint("last") == best
 
 
 def test_the_curve_of_a_metric(logs: Path) -> None:
@@ -64,10 +70,10 @@ def test_a_run_that_is_not_to_be_tested_is_not_told_to_resume(logs: Path) -> Non
 def test_run_of_a_path(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(logs / "mlp" / "version_0")
     assert run.folder is not None
-    Path("link.ckpt").symlink_to(run.best)
+    Path("link.ckpt").symlink_to(run.last)
     Path("linked").symlink_to(run.folder)
-    paths = [run.folder, f"{run.folder}/", os.path.relpath(run.folder), run.checkpoints, run.best, str(run.last)]
-    for path in (*paths, "link.ckpt", "linked", "linked/checkpoints/best.ckpt"):
+    paths = [run.folder, f"{run.folder}/", os.path.relpath(run.folder), run.checkpoints, run.last, str(run.last)]
+    for path in (*paths, "link.ckpt", "linked", "linked/checkpoints/last.ckpt"):
         same = Run.of(path)
         assert same is not None
         assert same.folder is not None
@@ -76,17 +82,17 @@ def test_run_of_a_path(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert same.exists
     monkeypatch.chdir(run.checkpoints)
     monkeypatch.setenv("HOME", str(logs))
-    for path in (".", "..", "best.ckpt", "~/mlp/version_0"):
+    for path in (".", "..", "last.ckpt", "~/mlp/version_0"):
         same = Run.of(path)
         assert same is not None
-        assert same.best.samefile(run.best)
+        assert same.last.samefile(run.last)
 
 
 def test_a_checkpoint_elsewhere_belongs_to_no_run(logs: Path, tmp_path: Path) -> None:
     assert Run.of(tmp_path / "elsewhere" / "model.ckpt") is None
     Path("config.yaml").write_text("model: a stranger's")
     assert not Run(".").exists
-    Path("foo.ckpt").write_bytes((logs / "mlp/version_0/checkpoints/best.ckpt").read_bytes())
+    Path("foo.ckpt").write_bytes((logs / "mlp/version_0/checkpoints/last.ckpt").read_bytes())
     assert Run.of("foo.ckpt") is None
     assert Run.of(tmp_path / "foo.ckpt") is None
 

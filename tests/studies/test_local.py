@@ -40,7 +40,6 @@ def test_a_run_with_a_checkpoint_is_resumed(training: Training, run: Run) -> Non
 
 
 def test_a_run_without_a_checkpoint_is_trained_again_in_its_place(training: Training, run: Run) -> None:
-    run.best.unlink()
     run.last.unlink()
     assert to_do(training, Event()) == training.fit
     assert run.folder is not None

@@ -49,7 +49,7 @@ def train(model: Classifier, experiment: str | None = None, seed: int = 0, data:
     data = data or MNISTDataModule(source="digits")
     trainer = trainer_of(*record(experiment, seed), **{"logger": CSVLogger("logs", "all"), **options})
     trainer.fit(model, data)
-    trainer.test(model, data, ckpt_path="best", verbose=False)
+    trainer.test(model, data, ckpt_path="last", verbose=False)
     return trainer
 
 
@@ -70,7 +70,6 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_has_all_files_but_the_config(logs: Path) -> None:
     folder = logs / "version_0"
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
-        "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "hparams.yaml",
         "metrics.csv",
@@ -82,7 +81,7 @@ def test_a_run_has_all_files_but_the_config(logs: Path) -> None:
     assert [summary[split]["loss"] > 0 for split in ("train", "val", "test")] == [True] * 3
     calibrated = load(folder, calibrated=True)
     digit = torch.zeros(1, 28, 28, dtype=torch.uint8)
-    temperature = read_checkpoint(Run(folder).best)["calibration"]["temperature"]
+    temperature = read_checkpoint(Run(folder).last)["calibration"]["temperature"]
     torch.testing.assert_close(calibrated.classify(digit) * temperature, load(folder).classify(digit))
 
 
@@ -121,11 +120,10 @@ def test_every_logger_names_the_folder(logger: Any) -> None:
     assert trainer.log_dir is not None
     assert Path(trainer.log_dir).samefile(str(run.folder))
     assert (run.summary["experiment"], run.summary["seed"]) == ("my experiment", 7)
-    assert run.best.is_file()
     assert run.last.is_file()
     assert isinstance(load(str(run.folder)), MLP)
     assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
-    assert any(path.name.startswith("events.out.tfevents") for path in run.best.parents[1].iterdir())
+    assert any(path.name.startswith("events.out.tfevents") for path in run.last.parents[1].iterdir())
 
 
 @pytest.mark.slow
@@ -151,7 +149,7 @@ def test_a_plain_module_is_trained_and_loaded(logs: Path, digits: MNISTDataModul
     assert summary["model"] == "MyNet"
     assert summary["hyper_parameters"]["schedule"] == "onecycle"
     assert summary["parameters"] == sum(p.numel() for p in MyNet().parameters())
-    content = torch.load(Run(folder).best, weights_only=True)
+    content = torch.load(Run(folder).last, weights_only=True)
     assert content["classifier"] == f"{__name__}.MyNet"
     assert "module" not in content["hyper_parameters"]
     module = MyNet()
@@ -168,11 +166,11 @@ def test_a_plain_module_is_trained_and_loaded(logs: Path, digits: MNISTDataModul
 
 
 def test_a_plain_module_is_loaded_into_a_module_that_fits(logs: Path) -> None:
-    best = Run(logs / "version_4").best
+    path = Run(logs / "version_4").last
     with pytest.raises(InputError, match=r"contains a .*MyNet, which is unknown: .* use load\(path, module=MyNet\(\)"):
-        load(best)
-    with pytest.raises(InputError, match=r"best\.ckpt: the weights do not fit the current class MyNet: size mismatch"):
-        load(best, module=MyNet(4))
+        load(path)
+    with pytest.raises(InputError, match=r"last\.ckpt: the weights do not fit the current class MyNet: size mismatch"):
+        load(path, module=MyNet(4))
 
 
 @pytest.mark.parametrize("module", [5, MyNet, MLP()], ids=["number", "class", "classifier"])
@@ -191,7 +189,7 @@ def test_a_compiled_module_keeps_its_weights_names(logs: Path, monkeypatch: pyte
     # All of torch.compile except the C++ compiler, which takes a minute.
     monkeypatch.setattr(Classifier, "compile", lambda self: nn.Module.compile(self, backend="eager"))
     trainer = train(Classifier.of(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), compile=True))
-    names = read_checkpoint(Run(str(trainer.log_dir)).best)["state_dict"].keys()
+    names = read_checkpoint(Run(str(trainer.log_dir)).last)["state_dict"].keys()
     assert list(names) == ["module.1.weight", "module.1.bias"]
 
 
@@ -236,11 +234,11 @@ def test_a_test_of_other_weights_is_not_recorded() -> None:
     model, data = MLP(widths=[4]), MNISTDataModule(source="digits")
     trainer = trainer_of(*record(), logger=CSVLogger("logs"))
     trainer.fit(model, data)
-    with pytest.warns(UserWarning, match='this test is not recorded; a run is, when .*: ckpt_path="best"'):
+    with pytest.warns(UserWarning, match='this test is not recorded; a run is, when .*: ckpt_path="last"'):
         trainer.test(model, data, verbose=False)
     run = Run(str(trainer.log_dir))
     assert not run.is_finished
-    relative = run.best.absolute().relative_to(Path.cwd())
+    relative = run.last.absolute().relative_to(Path.cwd())
     trainer.test(model, data, ckpt_path=str(relative), verbose=False)
     assert run.is_finished
 
@@ -250,7 +248,7 @@ def test_plain_data_loaders(digits: MNISTDataModule) -> None:
     loaders = [DataLoader(TensorDataset(x.unsqueeze(1).float() / 255, y), 64) for x, y in sets]
     trainer, model = trainer_of(*record(), logger=CSVLogger("logs")), MLP(widths=[4])
     trainer.fit(model, loaders[0], loaders[1])
-    trainer.test(model, loaders[2], ckpt_path="best", verbose=False)
+    trainer.test(model, loaders[2], ckpt_path="last", verbose=False)
     summary = json.loads(Run(str(trainer.log_dir)).summary_file.read_text())
     assert (summary["source"], summary["data"]) == ("TensorDataset", {"class": "NoneType"})
     assert np.isfinite(summary["test"]["loss"])

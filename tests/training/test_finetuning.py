@@ -59,9 +59,9 @@ def test_a_new_run_starts_from_the_weights_of_another(logs: Path) -> None:
     before = (old / "summary.json").read_bytes(), (old / "checkpoints/last.ckpt").read_bytes()
     main(["fit", f"--init_from={old}", *STILL])
     assert before == ((old / "summary.json").read_bytes(), (old / "checkpoints/last.ckpt").read_bytes())
-    best = read_checkpoint(old / "checkpoints/best.ckpt")["state_dict"]
+    best = read_checkpoint(old / "checkpoints/last.ckpt")["state_dict"]
     assert all(close(tensor, best[key]) for key, tensor in weights(new).items() if "running" not in key)
-    origin = str((old / "checkpoints/best.ckpt").absolute())
+    origin = str((old / "checkpoints/last.ckpt").absolute())
     assert summary(new)["init_from"] == {"path": origin, "source": "digits", "head": "kept"}
     assert summary(old)["init_from"] is None
     assert yaml.safe_load((new / "config.yaml").read_text())["init_from"] == origin
@@ -72,7 +72,7 @@ def test_of_an_experiment_the_best_run_is_the_origin(logs: Path) -> None:
     with pytest.warns(UserWarning, match="its validation accuracy is the best"):
         main(["fit", "--init_from", str(logs / "lenet5"), *STILL])
     origin = Path(summary(logs / "lenet5/version_3")["init_from"]["path"])
-    assert origin == best_by_validation(runs).best.absolute()
+    assert origin == best_by_validation(runs).last.absolute()
 
 
 def test_the_head_is_re_initialised_for_other_classes(logs: Path, letters: str) -> None:

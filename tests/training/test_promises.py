@@ -66,7 +66,7 @@ def check_run(folder: Path) -> dict[str, Any]:
     assert {"val/acc", "test/acc", "lr", "final/train_acc"} <= set(tags["scalars"])
     assert "figures/confusion matrix" in tags["images"]
     assert ("figures/connectivity" in tags["images"]) == (summary["model"] == "GNN")
-    assert read_checkpoint(folder / "checkpoints" / "best.ckpt")["calibration"]["validation_images"] == 120
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["calibration"]["validation_images"] == 120
     assert load(folder, calibrated=True).classify(torch.zeros(1, 28, 28, dtype=torch.uint8)).isfinite().all()
     return summary
 

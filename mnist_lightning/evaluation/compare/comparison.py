@@ -159,32 +159,42 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def ensembles(runs: Sequence[Run]) -> list[Run]:
-    """Combines the models on each test set by mean probability and by majority vote.
+    """Combines the seeds of each model by mean probability, and the models by mean probability and by majority vote.
 
-    A model takes part with its best run by validation accuracy. The mean probability breaks ties between votes. The
-    parameters, size and training time of an ensemble are the sums over its members.
+    In the ensembles of models, a model takes part with its best run by validation accuracy. The mean probability breaks
+    ties between votes. The parameters, size and training time of an ensemble are the sums over its members.
 
     Args:
         runs: Finished runs of any models, sources and seeds.
 
     Returns:
-        Two ensembles per test set with at least two models.
+        For each test set, an ensemble per model of two or more runs, and two ensembles of two or more models.
     """
     combined = []
     for groups in group_by_test_set(runs):
+        for name, group in zip(names_of(groups), groups, strict=True):
+            if len(group) > 1:
+                combined.append(_ensemble(f"ensemble: {len(group)} x {name}", group, _mean_probability(group)))
         members = [best_by_validation(group) for group in groups]
-        if len(members) < 2:
-            continue
-        probabilities = np.mean([softmax(run.logits.astype(float), axis=1) for run in members], axis=0)
-        votes = np.mean([np.eye(10)[run.logits.argmax(axis=1)] for run in members], axis=0)
-        votes = (votes + 1e-3 * probabilities) / 1.001
-        summary = {"model": f"{len(members)} models", "source": members[0].source, "seed": 0}
-        for name in ("parameters", "size_kib", "train_seconds"):
-            summary[name] = sum(run.summary.get(name, 0) for run in members)
-        for name, values in (("mean probability", probabilities), ("majority vote", votes)):
-            logits = np.log(values + 1e-12).astype(np.float32)
-            combined.append(Run.computed({**summary, "experiment": f"ensemble: {name}"}, logits, members[0].labels))
+        if len(members) > 1:
+            probabilities = _mean_probability(members)
+            votes = np.mean([np.eye(10)[run.logits.argmax(axis=1)] for run in members], axis=0)
+            votes = (votes + 1e-3 * probabilities) / 1.001
+            combined.append(_ensemble("ensemble: mean probability", members, probabilities))
+            combined.append(_ensemble("ensemble: majority vote", members, votes))
     return combined
+
+
+def _mean_probability(members: Sequence[Run]) -> Float:
+    mean: Float = np.mean([softmax(run.logits.astype(float), axis=1) for run in members], axis=0)
+    return mean
+
+
+def _ensemble(name: str, members: Sequence[Run], probabilities: Float) -> Run:
+    summary = {"experiment": name, "model": f"{len(members)} models", "source": members[0].source, "seed": 0}
+    for fact in ("parameters", "size_kib", "train_seconds"):
+        summary[fact] = sum(run.summary.get(fact, 0) for run in members)
+    return Run.computed(summary, np.log(probabilities + 1e-12).astype(np.float32), members[0].labels)
 
 
 def _comparison(groups: list[list[Run]]) -> Comparison:

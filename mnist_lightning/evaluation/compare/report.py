@@ -26,7 +26,7 @@ def compare_runs(*runs: str, output: str = "report", ensemble: bool = False, roo
     Args:
         runs: Run folders, checkpoints, or folders that contain runs. Default: lightning_logs.
         output: Folder of the report: index.html, table.csv, table.md, runs.csv and the figures as PNG files.
-        ensemble: Add two ensembles of the models: mean probability and majority vote.
+        ensemble: Add an ensemble of each model's seeds, and two of the models: mean probability and majority vote.
         root: Folder of the data. Default: $MNIST_LIGHTNING_DATA, or `data` if that is not set.
 
     Returns:
@@ -87,12 +87,11 @@ def _summary(run: Run) -> tuple[Table, list[str]]:
     names = {field.name for field in fields(Metrics)}
     complete = [split for split in ("test", "val", "train") if names <= summary.get(split, {}).keys()]
     splits = {split: Metrics(**{name: summary[split][name] for name in names}) for split in complete}
-    counted = {"best_epoch": summary["best_epoch"] + 1} if "best_epoch" in summary else {}  # from 1, as in the tables
-    facts = ("parameters", "epochs", "best_epoch", "train_seconds", "device", "hyper_parameters", "versions")
+    facts = ("parameters", "epochs", "train_seconds", "device", "hyper_parameters", "versions")
     seed = "unknown seed" if run.seeds is None else f"seed {summary['seed']}"
     fold = f", fold {run.fold[0]} of {run.fold[1]}" if run.fold else ""
     title = f"{run.name}: {summary.get('model')} on {run.source}, {seed}{fold}"
-    lines = [f"{name.replace('_', ' ')}: {_words({**summary, **counted}.get(name))}" for name in facts]
+    lines = [f"{name.replace('_', ' ')}: {_words(summary.get(name))}" for name in facts]
     return metrics_table(splits, title), lines
 
 

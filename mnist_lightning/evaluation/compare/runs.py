@@ -45,7 +45,7 @@ def _all_facts(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def _facts(name: str, run: Run) -> dict[str, Any]:
-    """Results of a run. Accuracies lie between 0 and 1, epochs count from 1, and unknown values are NaN."""
+    """Results of a run. Accuracies lie between 0 and 1, and unknown values are NaN."""
     seed, data_seed = run.seeds or (np.nan, np.nan)
     fold, folds = run.fold or (0, 0)
     return {
@@ -56,7 +56,6 @@ def _facts(name: str, run: Run) -> dict[str, Any]:
         "folds": folds,
         "test_accuracy": float(run.correct.mean()),
         "val_accuracy": mean_of([run], "val", "accuracy"),
-        "best_epoch": run.summary.get("best_epoch", np.nan) + 1,
         "epochs": run.summary.get("epochs", np.nan),
         "train_seconds": run.summary.get("train_seconds", np.nan),
         "folder": str(run.folder),
@@ -71,7 +70,6 @@ def _cells(facts: dict[str, Any]) -> dict[str, str]:
         "fold": f"{facts['fold']}/{facts['folds']}" if facts["folds"] else "",
         "test accuracy %": percent(facts["test_accuracy"]),
         "validation accuracy %": percent(facts["val_accuracy"]),
-        "best epoch": number(float(facts["best_epoch"]), ".0f"),
         "epochs": number(float(facts["epochs"]), ".0f"),
         "seconds": number(float(facts["train_seconds"]), ".0f"),
         "folder": facts["folder"],

@@ -225,7 +225,10 @@ def test_raw_table_is_not_rounded() -> None:
 
 def test_ensembles() -> None:
     runs = [run("a", 0.9), run("b", 0.8), run("c", 0.7), run("c", 0.75, 1), run("alone", 0.9, source="kmnist")]
-    probability, vote = ensembles(runs)
+    seeds, probability, vote = ensembles(runs)
+    mean = np.mean([softmax(each.logits.astype(float), axis=1) for each in runs[2:4]], axis=0)
+    np.testing.assert_allclose(softmax(seeds.logits, axis=1), mean, atol=1e-5)
+    assert (seeds.name, seeds.summary["parameters"]) == ("ensemble: 2 x c", 2000)
     members = [runs[0], runs[1], runs[3]]  # of c, the run with the higher validation accuracy
     mean = np.mean([softmax(member.logits.astype(float), axis=1) for member in members], axis=0)
     np.testing.assert_allclose(softmax(probability.logits, axis=1), mean, atol=1e-5)

@@ -35,17 +35,17 @@ def shown(table: Table, width: int) -> list[str]:
 
 
 def test_runs_table() -> None:
-    facts = {"best_epoch": 3, "epochs": 5, "train_seconds": 7.6}
+    facts = {"epochs": 5, "train_seconds": 7.6}
     runs = [run("a", 10, **facts), run("a", 12, 1), run("b", 20, val={"accuracy": 0.8})]
     runs[1].seeds, runs[2].seeds = (1, 5), None
     table = runs_table(one(*runs, *ensembles(runs)))
     assert list(table.header) == [
-        *("model", "seed", "test accuracy %", "validation accuracy %", "best epoch", "epochs", "seconds", "folder")
+        *("model", "seed", "test accuracy %", "validation accuracy %", "epochs", "seconds", "folder")
     ]
     assert table.rows == [
-        ["a", "0", "99.00", "90.00", "4", "5", "8", "logs/a/0"],
-        ["a", "1, data 5", "98.80", "90.00", "?", "?", "?", "logs/a/1"],
-        ["b", "?", "98.00", "80.00", "?", "?", "?", "logs/b/0"],
+        ["a", "0", "99.00", "90.00", "5", "8", "logs/a/0"],
+        ["a", "1, data 5", "98.80", "90.00", "?", "?", "logs/a/1"],
+        ["b", "?", "98.00", "80.00", "?", "?", "logs/b/0"],
     ]
 
 
@@ -55,10 +55,10 @@ def test_runs_table_names_folds() -> None:
 
 
 def test_raw_runs_are_not_rounded() -> None:
-    runs = [run("a", 333, fold=(2, 5), best_epoch=0), run("b", 1, 3, val={"accuracy": 1 / 3}, source="mnist")]
+    runs = [run("a", 333, fold=(2, 5), epochs=1), run("b", 1, 3, val={"accuracy": 1 / 3}, source="mnist")]
     first, second = csv.DictReader(StringIO(raw_runs(compare(runs)).csv()))
     assert (first["source"], first["name"], first["seed"], first["data_seed"]) == ("digits", "a, 5 folds", "0", "0")
-    assert (first["fold"], first["folds"], first["test_accuracy"], first["best_epoch"]) == ("2", "5", "0.667", "1")
+    assert (first["fold"], first["folds"], first["test_accuracy"], first["epochs"]) == ("2", "5", "0.667", "1")
     assert (second["fold"], second["folds"], float(second["val_accuracy"])) == ("0", "0", 1 / 3)
     assert (second["epochs"], second["folder"]) == ("nan", "logs/b/3")
 

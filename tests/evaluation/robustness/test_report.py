@@ -40,7 +40,7 @@ def runs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(trained / run, logs / run)
     for seed in (0, 1):
         calibrate(logs / "lenet5" / f"version_{seed}")
-    best = Run(logs / "mlp/version_0").best
+    best = Run(logs / "mlp/version_0").last
     save_tensors({key: value for key, value in read_checkpoint(best).items() if key != CALIBRATION}, best)
     return logs
 
@@ -172,7 +172,7 @@ def test_interruption_keeps_the_previous_report(runs: Path, monkeypatch: pytest.
 @pytest.mark.usefixtures("no_figures")
 def test_run_without_an_intact_checkpoint_is_left_out(runs: Path, tmp_path: Path) -> None:
     logs = Path(shutil.copytree(runs, tmp_path / "logs"))
-    damaged, missing = (Run(logs / "lenet5" / f"version_{seed}").best for seed in (0, 1))
+    damaged, missing = (Run(logs / "lenet5" / f"version_{seed}").last for seed in (0, 1))
     damaged.write_bytes(damaged.read_bytes()[:5000])
     missing.unlink()
     report = measure_robustness(str(logs))
@@ -213,8 +213,8 @@ def test_no_run_can_be_measured(runs: Path, tmp_path: Path) -> None:
         measure_robustness("empty")
     logs = Path(shutil.copytree(runs / "mlp", tmp_path / "logs"))
     run = Run(logs / "version_0")
-    run.best.unlink()
-    with pytest.raises(InputError, match=rf"no run can be measured: .* has no .*{run.best.name}"):
+    run.last.unlink()
+    with pytest.raises(InputError, match=rf"no run can be measured: .* has no .*{run.last.name}"):
         measure_robustness(str(logs))
     run.summary_file.write_text(run.summary_file.read_text().replace('"source": "digits"', '"source": "folder:gone"'))
     with pytest.raises(InputError, match="no run can be measured: the runs on folder:gone: "):
