@@ -73,8 +73,9 @@ def test_rendered_images_resemble_the_digits(parts: list[list[dict[str, Tensor]]
 
 @pytest.mark.slow
 def test_train_a_gnn(parts: list[list[dict[str, Tensor]]], capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--data.source=mnist_superpixels", f"--data.root={ROOT}", "--data.val_size=8", "--data.batch_size=16", "--data.copies=0"]
-    main(["fit", "--config=gnn", *options, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"])
+    options = ["--data.source=mnist_superpixels", f"--data.root={ROOT}", "--data.val_size=8", "--data.batch_size=16"]
+    options += ["--data.copies=0", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    main(["fit", "--config=gnn", *options])
     assert "GNN on mnist_superpixels" in capsys.readouterr().out
 
 
