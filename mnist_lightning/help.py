@@ -17,7 +17,7 @@ OPTIONS = (
     (
         "config",
         "NAME",
-        "speedrun, mlp, lenet, cnn, robust, resnet, densenet, gnn, gnn_moments, or a YAML file. A second one changes the first.",
+        "speedrun, mlp, lenet, cnn, robust, resnet, densenet, gnn, or a YAML file. A second one changes the first.",
         ("fit",),
     ),
     ("model", "NAME", "CNN, DenseNet, GNN, LeNet5, MLP, ResNet, or your own class: my_module.MyNet.", ("fit",)),
