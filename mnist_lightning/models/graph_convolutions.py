@@ -64,9 +64,9 @@ class KernelConv(MessagePassing):  # type: ignore[misc]
             weights = self.kernel(geometry)
             sums = self.propagate(edge_index, h=h.to(weights.dtype), weights=weights).index_select(0, nodes)
         else:
-            weights = self.kernel(geometry.view(*neighbors.shape, -1).index_select(0, nodes))
+            weights = self.kernel(geometry.view(*neighbors.shape, GEOMETRY).index_select(0, nodes))
             sources = neighbors.index_select(0, nodes)
-            values = h.index_select(0, sources.flatten()).view(*sources.shape, -1).to(weights.dtype)
+            values = h.index_select(0, sources.flatten()).view(*sources.shape, h.shape[1]).to(weights.dtype)
             sums = torch.bmm(weights.transpose(1, 2), values).flatten(1)
         mapped: Tensor = self.linear(torch.cat([h.index_select(0, nodes).to(sums.dtype), sums], dim=1))
         return mapped

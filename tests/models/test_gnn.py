@@ -69,6 +69,12 @@ def test_updates_of_nodes_with_ink(conv: str, batch: Batch) -> None:
         torch.testing.assert_close(model(batch.x, kept, batch.pos, batch.batch), model(*fast), atol=1e-5, rtol=1e-5)
 
 
+def test_an_image_without_ink() -> None:
+    for updates in ("all", "ink"):
+        model = GNN(width=8, depth=1, updates=updates).eval()  # type: ignore[arg-type]
+        assert torch.equal(model.classify(torch.zeros(1, 28, 28, dtype=torch.uint8)), torch.zeros(1, 10))
+
+
 @pytest.mark.parametrize("conv", CONVS)
 def test_logits_do_not_depend_on_the_order_of_nodes_and_edges(conv: str, batch: Batch) -> None:
     model = GNN(width=16, conv=conv).eval()  # type: ignore[arg-type]
