@@ -29,7 +29,7 @@ from mnist_lightning import Augmentation, MNISTDataModule
 from mnist_lightning.cli import _keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results" / "cpu_step.json"
-MODELS = ("lenet", "cnn", "resnet", "densenet")
+MODELS = ("lenet", "cnn", "resnet", "densenet", "efficientnet")
 WITHOUT = {
     "all settings": "",
     "32 bits instead of bfloat16": "bf16",

@@ -1,7 +1,7 @@
 """Writes docs/results.md, its figures and results/accuracy.csv from runs, with the code of `mnist-lightning compare`.
 
 mnist-lightning study all --seeds 5
-mnist-lightning study mlp+mse lenet+mse cnn+mse resnet+mse densenet+mse gnn+mse --seeds 3
+mnist-lightning study mlp+mse lenet+mse cnn+mse resnet+mse densenet+mse efficientnet+mse gnn+mse --seeds 3
 python benchmarks/document.py lightning_logs
 """
 

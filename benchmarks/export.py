@@ -5,7 +5,9 @@
 - latency: milliseconds for one digit in onnxruntime and in PyTorch (evaluation and inference mode), one thread each.
   The calls alternate, and the ratio is the median of the pairs' ratios.
 
-    python benchmarks/export.py lightning_logs/{mlp,lenet,cnn,resnet,densenet}/version_0   # writes results/export.json
+    python benchmarks/export.py lightning_logs/{mlp,lenet,cnn,resnet,densenet,efficientnet}/version_0
+
+It writes results/export.json.
 """
 
 import argparse

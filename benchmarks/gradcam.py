@@ -7,7 +7,7 @@ digits. The second test deletes 78 pixels, 10 % of all 784, which is half of a d
 Grad-CAM's layer and the positions of its units are chosen on validation digits. There, the same test covers all
 possible layers, and the last layer stretched over the whole image, which is the usual method.
 
-    python benchmarks/gradcam.py lightning_logs/{cnn,lenet,resnet,densenet,mlp}/version_0
+    python benchmarks/gradcam.py lightning_logs/{cnn,lenet,resnet,densenet,efficientnet,mlp}/version_0
 
 Writes results/gradcam.json, in about 5 minutes on one core.
 """

@@ -43,8 +43,9 @@ from mnist_lightning.training.recording import device_name
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
-STEPS = {"mlp": 430, "lenet": 430, "cnn": 215, "resnet": 215, "densenet": 100}  # an epoch, or a part of one
-EPOCHS = {"mlp": 3, "lenet": 2, "cnn": 1, "resnet": 1, "densenet": 1}
+# An epoch, or a part of one.
+STEPS = {"mlp": 430, "lenet": 430, "cnn": 215, "resnet": 215, "densenet": 100, "efficientnet": 215}
+EPOCHS = {"mlp": 3, "lenet": 2, "cnn": 1, "resnet": 1, "densenet": 1, "efficientnet": 1}
 BATCH = 128
 EVALUATED = 4 * BATCH  # the data module's choice
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,6 +8,7 @@ from .models import CNN as CNN
 from .models import GNN as GNN
 from .models import MLP as MLP
 from .models import DenseNet as DenseNet
+from .models import EfficientNet as EfficientNet
 from .models import LeNet5 as LeNet5
 from .models import ResNet as ResNet
 from .runs.checkpoint import load as load

@@ -17,10 +17,16 @@ OPTIONS = (
     (
         "config",
         "NAME",
-        "speedrun, mlp, lenet, cnn, robust, resnet, densenet, gnn, or a YAML file. A second one changes the first.",
+        "speedrun, mlp, lenet, cnn, robust, resnet, densenet, efficientnet, gnn, or a YAML file. "
+        "A second one changes the first.",
         ("fit",),
     ),
-    ("model", "NAME", "CNN, DenseNet, GNN, LeNet5, MLP, ResNet, or your own class: my_module.MyNet.", ("fit",)),
+    (
+        "model",
+        "NAME",
+        "CNN, DenseNet, EfficientNet, GNN, LeNet5, MLP, ResNet, or your own class: my_module.MyNet.",
+        ("fit",),
+    ),
     ("model.lr", "RATE", "Learning rate, one of the arguments of each model.", ("fit",)),
     ("ckpt_path", "RUN", "Run to continue: its folder or a checkpoint.", ("fit",)),
     ("init_from", "RUN", "Run or file of weights that a new run starts from.", ("fit",)),

@@ -15,6 +15,7 @@ from mnist_lightning import (
     MLP,
     Augmentation,
     DenseNet,
+    EfficientNet,
     InputError,
     LeNet5,
     MNISTDataModule,
@@ -52,9 +53,9 @@ NOT_STORED = (
     ("make", "arguments", "message"),
     [
         # Misspelt choices, which used to mean the default or something else
-        (MLP, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, got 'SGD'; did you mean sgd?"),
+        (MLP, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, adadelta, got 'SGD'; did you mean"),
         (MLP, {"loss": "crossentropy"}, "loss must be one of cross_entropy, mse, got 'crossentropy'; did you mean"),
-        (MLP, {"schedule": "linear"}, "schedule must be one of constant, step, cosine, onecycle, got 'linear'"),
+        (MLP, {"schedule": "linear"}, "schedule must be one of constant, step, cosine, onecycle, exponential, got"),
         (MLP, {"activation": "ReLU"}, "activation must be one of relu, sigmoid, tanh, got 'ReLU'; did you mean relu?"),
         (GNN, {"pooling": "sum"}, "pooling must be one of mean, max, mean+max, got 'sum'"),
         (GNN, {"conv": "GCN"}, "conv must be one of kernel, gcn, gat, gin, gatedgcn, got 'GCN'; did you mean gcn?"),
@@ -66,8 +67,8 @@ NOT_STORED = (
         (CNN, {"dense_activation": "elu"}, "dense_activation must be one of relu, sigmoid, tanh or None, got 'elu'"),
         (LeNet5, {"pooling": "avg2"}, "pooling must be one of avg, max, got 'avg2'; did you mean avg?"),
         (Own, {"head": "MLP"}, "head must be one of linear, mlp, got 'MLP'; did you mean mlp?"),
-        (Own, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, got 'SGD'"),
-        (Unresolved, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, got 'SGD'"),
+        (Own, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, adadelta, got 'SGD'"),
+        (Unresolved, {"optimizer": "SGD"}, "optimizer must be one of sgd, adam, adamw, adadelta, got 'SGD'"),
         (measure_robustness, {"severities": "al"}, "severities must be one of published, all, got 'al'"),
         # Wrong types
         (MLP, {"widths": "64"}, "widths must be a list of int, got '64'"),
@@ -107,6 +108,10 @@ NOT_STORED = (
         (DenseNet, {"growth_rate": 0}, "growth_rate must be 1 or more, got 0"),
         (DenseNet, {"compression": 0.0}, "compression must be above 0 and at most 1, got 0.0"),
         (DenseNet, {"blocks": [1] * 5}, "blocks must be at most 4, each on half the side of the last"),
+        (EfficientNet, {"channels": [8]}, "channels, blocks and expansion need one entry per stage, for 1 to 4 stages"),
+        (EfficientNet, {"expansion": [1, 0, 1]}, "expansion must be 1 or more, got [1, 0, 1]"),
+        (EfficientNet, {"fused": -1}, "fused must be 0 or more, got -1"),
+        (EfficientNet, {"squeeze": 0.0}, "squeeze must be above 0 and at most 1, got 0.0"),
         (GNN, {"depth": -2}, "depth must be 1 or more, got -2"),
         (MNISTDataModule, {"batch_size": 10**24}, "batch_size must be below 2**60, got 1000000000000000000000000"),
         (MNISTDataModule, {"fold": 2}, "fold must be str or None, got 2"),
@@ -133,6 +138,7 @@ def test_wrong_arguments(make: Callable[..., Any], arguments: dict[str, Any], me
         (LeNet5, {"pooling": "max"}),
         (ResNet, {"channels": (1,) * 6, "blocks": (1,) * 6}),
         (DenseNet, {"growth_rate": 1, "blocks": [1] * 4, "stem": 1, "compression": 0.1}),
+        (EfficientNet, {"channels": [1] * 4, "blocks": [1] * 4, "expansion": [1] * 4, "squeeze": 1}),
         (Own, {"head": "mlp", "extra": {"depths": [1, 2.5, None], "name": ("a", True)}}),
         (Unresolved, {"extra": None, "lr": 0.1}),
         (MNISTDataModule, {"val_size": 0.5, "seed": None, "root": Path("data"), "augment": Augmentation()}),
@@ -144,7 +150,7 @@ def test_wrong_arguments(make: Callable[..., Any], arguments: dict[str, Any], me
 )
 def test_right_arguments(make: Callable[..., Any], arguments: dict[str, Any]) -> None:
     made = make(**arguments)
-    if isinstance(made, (MLP, CNN, LeNet5, ResNet, DenseNet)):
+    if isinstance(made, (MLP, CNN, LeNet5, ResNet, DenseNet, EfficientNet)):
         assert made.eval().classify(torch.zeros(1, 28, 28, dtype=torch.uint8)).shape == (1, 10)
 
 

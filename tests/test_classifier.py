@@ -102,9 +102,10 @@ def test_biases_and_norm_layers_have_no_weight_decay(digits: MNISTDataModule) ->
         ("step", [1, 1, 0.1, 0.01]),
         ("cosine", [1, 0.8536, 0.5, 0.1464]),
         ("onecycle", [0.04, 0.93, 0.80, 0.27]),  # rises for 30 % of the steps, then falls
+        ("exponential", [1, 0.7, 0.49, 0.343]),
     ],
 )
-def test_schedule_ends_with_the_training(schedule: Any, expected: list[float], digits: MNISTDataModule) -> None:
+def test_schedule(schedule: Any, expected: list[float], digits: MNISTDataModule) -> None:
     rates = []
 
     class Recording(MLP):
@@ -121,9 +122,9 @@ def test_schedule_needs_an_end_of_training(digits: MNISTDataModule) -> None:
         quiet_trainer(max_epochs=-1).fit(MLP(schedule="cosine"), digits)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_every_optimizer_learns(optimizer: Any, digits: MNISTDataModule) -> None:
-    model = MLP(widths=[32], optimizer=optimizer, lr=0.05 if optimizer == "sgd" else 0.003, momentum=0.9)
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.05), ("adam", 0.003), ("adamw", 0.003), ("adadelta", 1.0)])
+def test_every_optimizer_learns(optimizer: Any, lr: float, digits: MNISTDataModule) -> None:
+    model = MLP(widths=[32], optimizer=optimizer, lr=lr, momentum=0.9)
     trainer = quiet_trainer(max_epochs=3)
     trainer.fit(model, digits)
     assert trainer.callback_metrics["val/acc"] > 0.8

@@ -281,7 +281,7 @@ def test_the_same_arguments_without_a_mistake() -> None:
         (["fit"], "fit needs --config"),
         (
             ["fit", "--model", "ResNett"],
-            "unknown model ResNett; use CNN, DenseNet, GNN, LeNet5, MLP, ResNet or",
+            "unknown model ResNett; use CNN, DenseNet, EfficientNet, GNN, LeNet5, MLP, ResNet or",
         ),
         (["fit", "--model", "torch.nn.Linear"], "model torch.nn.Linear is not a subclass of Classifier"),
         (["fit", "--model", "MLP", "--model.widht", "3"], "unknown option model.widht; did you mean widths?"),

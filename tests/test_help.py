@@ -135,7 +135,7 @@ def test_fit_without_a_model_names_configs_and_models(args: list[str], fails: Ca
         ([*SHORT, "--trainer.precision", "fp16"], "bf16 or null, got 'fp16'; did you mean bf16?"),
         ([*SHORT, "--trainer.limit_val_batches", "x"], "must be an int, a float or null, got 'x'"),
         ([*SHORT, "--trainer.deterministic", "x"], "must be one of warn, true, false or null, got 'x'"),
-        ([*SHORT, "--model.optimizer", "sdg"], "must be one of sgd, adam or adamw, got 'sdg'; did you mean sgd?"),
+        ([*SHORT, "--model.optimizer", "sdg"], "must be one of sgd, adam, adamw or adadelta, got 'sdg'"),
         ([*SHORT, "--data.val_size", "x"], "data.val_size must be an int or a float, got 'x'"),
         ([*SHORT, "--seed_everything", "x"], "seed_everything must be true, false or an int, got 'x'"),
         ([*SHORT, "--seed_everything", "-1"], "from 0 to 4294967295"),

@@ -135,20 +135,19 @@ def _glass_blur(images: Images, random: Generator, sigma: float, distance: int, 
 def _motion_blur(images: Images, random: Generator, radius: int, sigma: float) -> Images:
     """Blurs along a line within 45 degrees of the rows, to one side, with the weights of half a Gaussian.
 
-    Samples whole pixels, as ImageMagick does.
+    Samples whole pixels and rounds down, as the original with ImageMagick does.
     """
-    # The original floors the result (`floor(255 x + 1e-4)`), but `corrupt` rounds it.
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     angles = np.radians(random.uniform(-45, 45, size=len(images)))
     directions = np.stack([np.sin(angles), np.cos(angles)], axis=1)
     offsets = np.ceil(directions[:, :, None] * steps - 0.5).astype(int)  # [N, 2, steps]
     image, pixel = np.arange(len(images))[:, None, None], np.arange(_SIDE)
-    blurred = np.zeros_like(images)
+    blurred = np.zeros(images.shape)  # float64: rounding down turns a small numerical error into a grey level
     for step, weight in enumerate(weights / weights.sum()):
         rows, columns = (np.clip(pixel + offsets[:, axis, step, None], 0, _SIDE - 1) for axis in (0, 1))
-        blurred += np.float32(weight) * images[image, rows[:, :, None], columns[:, None, :]]
-    return blurred
+        blurred += weight * images[image, rows[:, :, None], columns[:, None, :]]
+    return (np.floor(255 * blurred + 1e-4) / 255).astype(np.float32)
 
 
 def _warped(images: Images, *matrix: ArrayLike) -> Images:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mnist_lightning.checks import at_least
 from mnist_lightning.classifier import CLASSES, Classifier, Standardize
 from mnist_lightning.errors import InputError
-from mnist_lightning.models.resnet import conv
+from mnist_lightning.models.resnet import average_pool, conv
 
 _MAX_BLOCKS = 4  # on maps of 14x14, 7x7, 3x3 and 1x1
 
@@ -86,5 +86,5 @@ class DenseNet(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images [B, 1, 28, 28] in [0, 1] to logits [B, 10]."""
-        logits: Tensor = self.output(self.features(images).mean(dim=(2, 3)))
+        logits: Tensor = self.output(average_pool(self.features(images)))
         return logits

@@ -11,18 +11,28 @@ from mnist_lightning.classifier import CLASSES, Classifier, Standardize
 from mnist_lightning.errors import InputError
 
 
-def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """Builds a padded convolution without bias, for residual and dense networks.
+def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Builds a padded convolution without bias, for networks with batch norm.
 
     The initialisation is for ReLU: He et al. 2015 ("Delving deep into rectifiers", section 2.2, forward case).
     """
-    layer = nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    layer = nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return layer
 
 
-def _conv_norm(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
-    return [conv(inputs, outputs, kernel_size, stride), nn.BatchNorm2d(outputs)]
+def conv_norm(inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Builds a convolution (see `conv`) and its batch norm."""
+    return [conv(inputs, outputs, kernel_size, stride, groups), nn.BatchNorm2d(outputs)]
+
+
+def average_pool(maps: Tensor) -> Tensor:
+    """Averages feature maps [B, C, S, S] over all pixels, to [B, C].
+
+    With `maps.mean(dim=(2, 3))`, the gradient would be channels-first, which makes the backward pass of the batch norm
+    before it four to nine times as slow on a CPU.
+    """
+    return maps.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
 
 
 class BasicBlock(nn.Module):
@@ -38,11 +48,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        first, second = _conv_norm(inputs, outputs, 3, stride), _conv_norm(outputs, outputs, 3)
+        first, second = conv_norm(inputs, outputs, 3, stride), conv_norm(outputs, outputs, 3)
         self.residual = nn.Sequential(*first, nn.ReLU(), *second)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(*_conv_norm(inputs, outputs, 1, stride))
+            self.shortcut = nn.Sequential(*conv_norm(inputs, outputs, 1, stride))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps feature maps [B, inputs, S, S] to [B, outputs, S / stride, S / stride]."""
@@ -74,7 +84,7 @@ class ResNet(Classifier):
             raise InputError(f"channels and blocks need one entry per stage, got {len(channels)} and {len(blocks)}")
         at_least(1, channels=channels, blocks=blocks)
         width = channels[0]
-        self.stem = nn.Sequential(Standardize(), *_conv_norm(1, width, 3), nn.MaxPool2d(2), nn.ReLU())
+        self.stem = nn.Sequential(Standardize(), *conv_norm(1, width, 3), nn.MaxPool2d(2), nn.ReLU())
         stages: list[nn.Module] = []
         for stage, (outputs, count) in enumerate(zip(channels, blocks, strict=True)):
             for block in range(count):
@@ -87,5 +97,5 @@ class ResNet(Classifier):
     def forward(self, images: Tensor) -> Tensor:
         """Maps images [B, 1, 28, 28] in [0, 1] to logits [B, 10]."""
         maps = self.stages(self.stem(images))
-        logits: Tensor = self.output(maps.mean(dim=(2, 3)))
+        logits: Tensor = self.output(average_pool(maps))
         return logits

@@ -77,10 +77,23 @@ def test_motion_blur_extends_to_one_side() -> None:
     smeared = corrupt(point, "motion_blur")
     rows, columns = smeared.float().sum(2), smeared.float().sum(1)
     assert columns[:, 21:].max() == 0
-    assert (smeared[:, 14, 20] == 60).all()  # largest weight of half a Gaussian of sigma 3: 0.235
+    assert (smeared[:, 14, 20] == 59).all()  # 255 times the largest weight of half a Gaussian of sigma 3: 59.86
     assert rows[:, :14].max() > 0
     assert rows[:, 15:].max() > 0  # angles have both signs
     assert (rows.sum(1) > 240).all()
+
+
+def test_motion_blur_keeps_uniform_areas() -> None:
+    greys = torch.arange(256, dtype=torch.uint8)[:, None, None].expand(256, 28, 28)
+    assert torch.equal(corrupt(greys, "motion_blur"), greys)  # no grey level is lost by rounding down
+
+
+@pytest.mark.parametrize(("severity", "taller"), [(2, 1.086), (5, 1.851)])
+def test_shear_makes_digits_taller(severity: int, taller: float) -> None:
+    bar = torch.zeros(4, 28, 28, dtype=torch.uint8)
+    bar[:, 8:20] = 255
+    height = corrupt(bar, "shear", severity)[:, :, 14].float().sum(1) / 255
+    assert height.numpy() == pytest.approx(12 * taller, rel=0.002)
 
 
 def test_affine_corruptions_match_scikit_image(images: Tensor) -> None:

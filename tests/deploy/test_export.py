@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_lightning import CNN, GNN, MLP, Classifier, DenseNet, InputError, LeNet5, ResNet, load
+from mnist_lightning import CNN, GNN, MLP, Classifier, DenseNet, EfficientNet, InputError, LeNet5, ResNet, load
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read
 from mnist_lightning.deploy import export as module
@@ -136,7 +136,9 @@ def test_torch_export_program(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 @pytest.mark.parametrize(
-    "model", [MLP(), LeNet5(), CNN(), ResNet(), DenseNet(blocks=(2, 2))], ids=lambda model: type(model).__name__
+    "model",
+    [MLP(), LeNet5(), CNN(), ResNet(), DenseNet(blocks=(2, 2)), EfficientNet()],
+    ids=lambda model: type(model).__name__,
 )
 def test_every_image_model(model: Classifier, suffix: str, tmp_path: Path) -> None:
     exported = export_model(str(run_of(model, tmp_path / "run")), f"model.{suffix}", source="digits")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_lightning import CNN, DenseNet, LeNet5, ResNet
+from mnist_lightning import CNN, DenseNet, EfficientNet, LeNet5, ResNet
 from mnist_lightning.classifier import Classifier
 from mnist_lightning.explain.receptive_fields import Grid, spatial_layers
 
@@ -19,6 +19,7 @@ from mnist_lightning.explain.receptive_fields import Grid, spatial_layers
         (lambda: ResNet(channels=[4], blocks=[1]), Grid(14, 0.5, 2)),
         (lambda: ResNet(channels=[4, 4], blocks=[1, 1]), Grid(7, 0.5, 4)),
         (lambda: DenseNet(growth_rate=4, blocks=[1, 1], stem=4), Grid(7, 1.5, 4)),
+        (lambda: EfficientNet(channels=[4, 4], blocks=[1, 1], expansion=[1, 2]), Grid(7, 1.5, 4)),
     ],
 )
 def test_grid_gives_the_centres_of_receptive_fields(build: Callable[[], Classifier], grid: Grid) -> None:

@@ -7,9 +7,9 @@ from mnist_lightning import CNN, InputError
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("pool", [1, 2, 3])
+@pytest.mark.parametrize("pool", [1, 2, 3, [1, 2]])
 @pytest.mark.parametrize("kernel_size", [3, [5, 4]])
-def test_dense_layers_fit_the_blocks(padding: str, pool: int, kernel_size: int | list[int]) -> None:
+def test_dense_layers_fit_the_blocks(padding: str, pool: int | list[int], kernel_size: int | list[int]) -> None:
     model = CNN(channels=[3, 5], padding=padding, pool=pool, kernel_size=kernel_size)  # type: ignore[arg-type]
     assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 
@@ -34,6 +34,7 @@ def test_init_does_not_change_running_statistics() -> None:
         ({"channels": [4] * 4, "padding": "valid"}, "kernel_size 3, pool 2 and crop 0 leave no pixels"),
         ({"channels": [4, 0, 4]}, r"channels must be 1 or more, got \[4, 0, 4\]"),
         ({"pool": 0}, "pool must be 1 or more, got 0"),
+        ({"pool": [2, 2]}, r"pool must be one number or one per block \(3\), got 2"),
         ({"crop": 14}, "crop must be from 0 to 13, less than half of the image, got 14"),
     ],
 )
@@ -42,7 +43,7 @@ def test_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
         CNN(**{"channels": [4] * 3, **arguments})
 
 
-@pytest.mark.parametrize("arguments", [{}, {"kernel_size": [3, 3, 3]}, {"pool": 1, "crop": 13}])
+@pytest.mark.parametrize("arguments", [{}, {"kernel_size": [3, 3, 3]}, {"pool": 1, "crop": 13}, {"pool": [1, 1, 2]}])
 def test_valid_arguments(arguments: dict[str, Any]) -> None:
     assert CNN(**{"channels": [4] * 3, **arguments})(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 
@@ -55,6 +56,14 @@ def test_cropped_pixels_have_no_effect() -> None:
     assert torch.equal(model(images), model(framed))
     framed[..., 3, 3] = 5
     assert not torch.equal(model(images), model(framed))
+
+
+def test_images_are_standardised_unless_disabled() -> None:
+    first, second = (CNN(channels=[4], standardize=standardize) for standardize in (True, False))
+    second.load_state_dict(first.state_dict())
+    images = torch.rand(2, 1, 28, 28)
+    torch.testing.assert_close(second((images - 0.1307) / 0.3081), first(images))
+    assert not torch.allclose(second(images), first(images))
 
 
 def test_batch_norm_after_pooling() -> None:

@@ -16,6 +16,7 @@ REPORTED = {
     "wide_nn": 623_290,
     "simple_cnn": 592_074,
     "larger_cnn": 59_933,
+    "pytorch_example": 1_199_882,
 }
 
 
