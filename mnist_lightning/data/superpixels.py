@@ -31,13 +31,13 @@ from mnist_lightning.errors import InputError
 NODES = 75  # maximum per graph; the standard number in the literature on MNIST superpixels
 NEIGHBORS = 8
 _GRID = 196  # superpixels of SLIC before merging: 2x2 pixels each
-COMPACTNESS = 0.4
+COMPACTNESS = 0.6
 _INK = 0.02  # cost of merging ink, against 1 for the square of the difference of intensities
 Features = Literal["plain", "moments"]
 COLUMNS: dict[Features, int] = {"plain": 2, "moments": 8}  # node features
 # Distorted copies of training images, each with its own superpixels.
 DISTORTION = Augmentation(rotate=8, scale=0.08, shear=0.1, shift=0.06, elastic=0.8)
-COMPACTNESSES = (0.2, 0.8)  # log-uniform
+COMPACTNESSES = (0.3, 0.8)  # log-uniform
 _CHUNK = 500  # images per task: about 2 MB of results
 
 
