@@ -179,8 +179,11 @@ class PositionAugmentation:
     def __call__(self, x: Tensor, pos: Tensor, batch: Tensor, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Transforms the node positions of each graph about the image centre, and scales its intensities.
 
+        Moments of the intensities are transformed like the pixels that they describe. Jitter does not change them.
+
         Args:
-            x: Float [N, F], node features with the intensity first.
+            x: Float [N, 2], mean intensity and size of each node, or float [N, 8], with the moments of
+                `superpixel_graphs`.
             pos: Float [N, 2], row and column in [0, 1].
             batch: int64 [N], graph of each node.
             noise: Output of `draw(B, N, ...)`, on any device.
@@ -198,7 +201,18 @@ class PositionAugmentation:
         shift = torch.stack(shifts, dim=1) * self.shift
         pos = mapped + 0.5 + shift[batch] + normal * self.jitter
         factor = (1 + intensity * self.intensity)[batch].unsqueeze(1)
-        return torch.cat([x[:, :1] * factor, x[:, 1:]], dim=1), pos
+        mean, size, moments = torch.split(x, [1, 1, x.shape[1] - 2], dim=1)
+        if moments.shape[1]:
+            moments = _mapped_moments(moments, linear)
+        return torch.cat([mean * factor, size, moments * factor], dim=1), pos
+
+
+def _mapped_moments(moments: Tensor, linear: Tensor) -> Tensor:
+    """[N, 6] moments of nodes after linear maps [N, 2, 2] of (row, column)."""
+    deviation, r, c, rr, rc, cc = moments.unbind(dim=1)
+    first = (linear @ torch.stack([r, c], dim=1).unsqueeze(2)).squeeze(2)
+    second = linear @ torch.stack([rr, rc, rc, cc], dim=1).view(-1, 2, 2) @ linear.transpose(1, 2)
+    return torch.cat([deviation.unsqueeze(1), first, second.flatten(1)[:, [0, 1, 3]]], dim=1)
 
 
 def _check_ranges(augmentation: Augmentation | PositionAugmentation) -> None:

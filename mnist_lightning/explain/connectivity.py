@@ -41,7 +41,7 @@ class Connectivity:
         image: uint8 [28, 28], the digit.
         label: Class of the digit, None if unknown.
         segments: uint8 [28, 28], the node of each pixel.
-        x: float [N, 2], mean intensity of each node and its share of the image's pixels.
+        x: float [N, 2], mean intensity of each node and its share of the image's pixels; float [N, 8] with moments.
         pos: float [N, 2], centroid of each node: row and column in [0, 1], row 0 at the top.
         edge_index: int64 [2, E], source and target node of each edge.
         logits: float [10].
@@ -116,7 +116,7 @@ def connectivity(
     if target is not None and not 0 <= target < CLASSES:
         raise InputError(f"target must be a class from 0 to {CLASSES - 1}, got {target}")
     own = _private(model)
-    graph = superpixel_graphs(image[None])
+    graph = superpixel_graphs(image[None], features=own.features)
     x, edge_index, pos = (part.to(own.device) for part in (graph.x, graph.edges.long(), graph.pos))
     neighbors = edge_index[0].view(len(x), -1)  # the fast path of `classify`, for the same logits
     with torch.no_grad():
@@ -148,7 +148,7 @@ def edge_importance(
 
     Args:
         model: Trained GNN in evaluation mode.
-        x: Node features of one graph, float [N, 2].
+        x: Node features of one graph, float [N, F].
         edge_index: Edges, int64 [2, E].
         pos: Node positions, float [N, 2].
         target: Class to explain.

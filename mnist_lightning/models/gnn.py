@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mnist_lightning.checks import at_least
 from mnist_lightning.classifier import CLASSES, Classifier
+from mnist_lightning.data.superpixels import COLUMNS, Features
 from mnist_lightning.errors import InputError
 
 
@@ -24,6 +25,9 @@ class GNN(Classifier):
         conv: Graph convolution: `kernel`, a kernel over relative positions, or one of PyG's layers. Of PyG's layers,
             only `gat` and `gatedgcn` use the relative positions of the neighbours.
         pooling: Pooling over the nodes of a graph, per channel.
+        features: Node features. The data module needs the same `features`.
+        updates: Nodes that message passing updates: `all`, or those with `ink`. Nodes without ink then only send their
+            first embedding. On MNIST, 38 % of the nodes have no ink.
         **training: Loss, optimiser and schedule, as in `Classifier`.
 
     Raises:
@@ -41,6 +45,8 @@ class GNN(Classifier):
         depth: int = 4,
         conv: Literal["kernel", "gcn", "gat", "gin", "gatedgcn"] = "kernel",
         pooling: Literal["mean", "max", "mean+max"] = "mean+max",
+        features: Features = "plain",
+        updates: Literal["all", "ink"] = "all",
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -49,17 +55,24 @@ class GNN(Classifier):
             raise InputError(f"width must be a multiple of 4 for conv gat, got {width}")
         from mnist_lightning.models.graph_convolutions import convolution  # PyG is slow to import
 
-        self.embedding = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU())
+        self.features, self.updates = features, updates
+        self.embedding = nn.Sequential(nn.Linear(COLUMNS[features] + 2, width), nn.BatchNorm1d(width), nn.ReLU())
         self.convs = nn.ModuleList(convolution(conv, width) for _ in range(depth))
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(depth))
         self.pooling = pooling
         self.output = nn.Linear(width * len(pooling.split("+")), CLASSES, bias=False)
-        nodes, edges = torch.full((3, 2), 0.5), torch.tensor([[1, 2, 0], [0, 1, 2]])
-        self.example_input_array = (nodes, edges, nodes, torch.zeros(3, dtype=torch.long), edges[0].unsqueeze(1))
+        x, pos = torch.full((3, COLUMNS[features]), 0.5), torch.full((3, 2), 0.5)
+        edges = torch.tensor([[1, 2, 0], [0, 1, 2]])
+        self.example_input_array = (x, edges, pos, torch.zeros(3, dtype=torch.long), edges[0].unsqueeze(1))
 
     def unpack(self, batch: Any) -> tuple[tuple[Any, ...], Tensor]:
         """Splits a PyG `Batch` into the inputs of `forward` and the labels."""
         if hasattr(batch, "edge_index"):
+            if batch.x.shape[1] != COLUMNS[self.features]:
+                raise InputError(
+                    f"GNN with features {self.features} takes {COLUMNS[self.features]} features per node, got "
+                    f"{batch.x.shape[1]}; give the model and the data the same features"
+                )
             neighbors = _neighbors(batch.edge_index, len(batch.x))
             return (batch.x, batch.edge_index, batch.pos, batch.batch, neighbors), batch.y
         raise self._wrong_batch("batches of graphs (--data MNISTSuperpixelsDataModule)", batch)
@@ -70,7 +83,8 @@ class GNN(Classifier):
         from mnist_lightning.data.superpixels import superpixel_graphs
 
         count = len(digits)
-        batch = batch_of(superpixel_graphs(digits.cpu()), torch.arange(count), torch.zeros(count, dtype=torch.long))
+        graphs = superpixel_graphs(digits.cpu(), features=self.features)
+        batch = batch_of(graphs, torch.arange(count), torch.zeros(count, dtype=torch.long))
         return self.unpack(batch.to(self.device))[0]
 
     def forward(
@@ -79,7 +93,8 @@ class GNN(Classifier):
         """Maps graphs to logits. The order of the arguments is PyG's, for `torch_geometric.explain.Explainer`.
 
         Args:
-            x: Mean intensity of each node and its fraction of the image's pixels, float [N, 2].
+            x: Mean intensity of each node and its fraction of the image's pixels, float [N, 2]. With `features:
+                moments`, float [N, 8].
             edge_index: Source and target node of each edge, int64 [2, E].
             pos: Row and column of each node in [0, 1], float [N, 2].
             batch: Graph of each node, int64 [N], sorted. None for a single graph.
@@ -100,12 +115,12 @@ class GNN(Classifier):
         """
         from mnist_lightning.models.graph_convolutions import edge_geometry
 
-        # Each column has about zero mean and unit variance.
-        nodes = torch.stack([(x[:, 0] - 0.13) / 0.3, (x[:, 1] * 75 - 1) * 4, *((pos - 0.5) * 4).unbind(dim=1)], dim=1)
         geometry = edge_geometry(x, edge_index, pos)
-        layers = [self.embedding(nodes)]
+        layers = [self.embedding(self._standardized(x, pos))]
+        updated = (x[:, 0] > (0 if self.updates == "ink" else -1)).nonzero().squeeze(1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            layers.append(layers[-1] + F.relu(norm(conv(layers[-1], edge_index, geometry, neighbors))))
+            change = F.relu(norm(conv(layers[-1], edge_index, geometry, neighbors, updated)))
+            layers.append(layers[-1].index_add(0, updated, change.to(layers[-1])))
         return layers
 
     def evidence(self, x: Tensor, h: Tensor, batch: Tensor | None = None) -> Tensor:
@@ -115,7 +130,7 @@ class GNN(Classifier):
         parts if several nodes share it.
 
         Args:
-            x: Node features, float [N, 2], as in `forward`.
+            x: Node features, as in `forward`.
             h: Last node embeddings of `embeddings`, float [N, width].
             batch: Graph of each node, int64 [N], sorted. None for a single graph.
 
@@ -129,6 +144,15 @@ class GNN(Classifier):
             parts.append(chosen * weighted / torch.zeros_like(pooled).index_add(0, graphs, chosen)[graphs])
         evidence: Tensor = self.output(torch.cat(parts, dim=1))
         return evidence
+
+    def _standardized(self, x: Tensor, pos: Tensor) -> Tensor:
+        """Features and position of each node. Each column has about zero mean and unit variance."""
+        columns = [(x[:, :1] - 0.3) / 0.4, x[:, 1:2] * 75 - 1, (pos - 0.5) * 4]
+        if self.features == "moments":
+            deviation, first, second = torch.split(x[:, 2:], [1, 2, 3], dim=1)
+            second = second * second.new_tensor([4500, 12000, 4500]) - second.new_tensor([0.6, 0, 0.6])
+            columns += [(deviation - 0.07) / 0.08, first * 600, second]
+        return torch.cat(columns, dim=1)
 
     def _weighted(self, x: Tensor, h: Tensor) -> Tensor:
         """Node embeddings weighted by intensity, in float32: sums over 75 nodes need more than bfloat16's 8 bits."""

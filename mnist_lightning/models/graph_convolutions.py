@@ -1,4 +1,4 @@
-"""Message-passing layers of the GNN: all are called as `layer(h, edge_index, geometry, neighbors)`."""
+"""Message-passing layers of the GNN: all are called as `layer(h, edge_index, geometry, neighbors, nodes)`."""
 
 from typing import cast
 
@@ -47,8 +47,10 @@ class KernelConv(MessagePassing):  # type: ignore[misc]
         self.kernel = nn.Sequential(nn.Linear(GEOMETRY, hidden), nn.ReLU(), nn.Linear(hidden, kernels))
         self.linear = nn.Linear((kernels + 1) * width, width, bias=False)
 
-    def forward(self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None) -> Tensor:
-        """Maps node embeddings [N, C] to [N, C].
+    def forward(
+        self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None, nodes: Tensor
+    ) -> Tensor:
+        """Maps node embeddings [N, C] to new embeddings [M, C] of some of the nodes.
 
         Args:
             h: Node embeddings, float [N, C].
@@ -56,15 +58,17 @@ class KernelConv(MessagePassing):  # type: ignore[misc]
             geometry: Edge features of `edge_geometry`, float [E, 4].
             neighbors: Source nodes of each node's incoming edges, int64 [N, k], in the order of `edge_index`, or None.
                 With them, one matrix product per node replaces the slower `propagate`.
+            nodes: Nodes to compute, int64 [M].
         """
-        weights = self.kernel(geometry)
         if neighbors is None or self.explain:  # the masks of PyG's explainers act in `propagate`
-            sums = self.propagate(edge_index, h=h.to(weights.dtype), weights=weights)
+            weights = self.kernel(geometry)
+            sums = self.propagate(edge_index, h=h.to(weights.dtype), weights=weights).index_select(0, nodes)
         else:
-            nodes, k = neighbors.shape
-            values = h.index_select(0, neighbors.flatten()).view(nodes, k, -1).to(weights.dtype)
-            sums = torch.bmm(weights.view(nodes, k, -1).transpose(1, 2), values).flatten(1)
-        mapped: Tensor = self.linear(torch.cat([h.to(sums.dtype), sums], dim=1))
+            weights = self.kernel(geometry.view(*neighbors.shape, GEOMETRY).index_select(0, nodes))
+            sources = neighbors.index_select(0, nodes)
+            values = h.index_select(0, sources.flatten()).view(*sources.shape, h.shape[1]).to(weights.dtype)
+            sums = torch.bmm(weights.transpose(1, 2), values).flatten(1)
+        mapped: Tensor = self.linear(torch.cat([h.index_select(0, nodes).to(sums.dtype), sums], dim=1))
         return mapped
 
     def message(self, h_j: Tensor, weights: Tensor) -> Tensor:
@@ -75,33 +79,41 @@ class KernelConv(MessagePassing):  # type: ignore[misc]
 class GCN(GCNConv):  # type: ignore[misc]
     """PyG's `GCNConv` (Kipf and Welling 2017). It ignores the geometry."""
 
-    def forward(self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None) -> Tensor:
-        """Maps node embeddings [N, C] to [N, C], see `KernelConv.forward`."""
-        return cast(Tensor, super().forward(h, edge_index))
+    def forward(
+        self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None, nodes: Tensor
+    ) -> Tensor:
+        """Maps node embeddings [N, C] to [M, C], see `KernelConv.forward`."""
+        return cast(Tensor, super().forward(h, edge_index)).index_select(0, nodes)
 
 
 class GAT(GATConv):  # type: ignore[misc]
     """PyG's `GATConv` (Velickovic et al. 2018), with the geometry as edge features."""
 
-    def forward(self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None) -> Tensor:
-        """Maps node embeddings [N, C] to [N, C], see `KernelConv.forward`."""
-        return cast(Tensor, super().forward(h, edge_index, geometry))
+    def forward(
+        self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None, nodes: Tensor
+    ) -> Tensor:
+        """Maps node embeddings [N, C] to [M, C], see `KernelConv.forward`."""
+        return cast(Tensor, super().forward(h, edge_index, geometry)).index_select(0, nodes)
 
 
 class GIN(GINConv):  # type: ignore[misc]
     """PyG's `GINConv` (Xu et al. 2019). It ignores the geometry."""
 
-    def forward(self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None) -> Tensor:
-        """Maps node embeddings [N, C] to [N, C], see `KernelConv.forward`."""
-        return cast(Tensor, super().forward(h, edge_index))
+    def forward(
+        self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None, nodes: Tensor
+    ) -> Tensor:
+        """Maps node embeddings [N, C] to [M, C], see `KernelConv.forward`."""
+        return cast(Tensor, super().forward(h, edge_index)).index_select(0, nodes)
 
 
 class GatedGCN(ResGatedGraphConv):  # type: ignore[misc]
     """PyG's `ResGatedGraphConv` (Bresson and Laurent 2017), with the geometry as edge features."""
 
-    def forward(self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None) -> Tensor:
-        """Maps node embeddings [N, C] to [N, C], see `KernelConv.forward`."""
-        return cast(Tensor, super().forward(h, edge_index, geometry))
+    def forward(
+        self, h: Tensor, edge_index: Tensor, geometry: Tensor, neighbors: Tensor | None, nodes: Tensor
+    ) -> Tensor:
+        """Maps node embeddings [N, C] to [M, C], see `KernelConv.forward`."""
+        return cast(Tensor, super().forward(h, edge_index, geometry)).index_select(0, nodes)
 
 
 def convolution(name: str, width: int) -> MessagePassing:

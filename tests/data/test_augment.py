@@ -150,6 +150,23 @@ def test_zero_ranges_do_not_change_graphs() -> None:
     torch.testing.assert_close(new, (x, pos))
 
 
+def test_moments_move_like_the_pixels() -> None:
+    augmentation, generator = PositionAugmentation(jitter=0), Generator().manual_seed(1)
+    pixels, v = torch.rand(50, 2, generator=generator), torch.rand(50, generator=generator)
+
+    def node(pixels: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        (r, c), pos = (pixels - pixels.mean(0)).unbind(1), pixels.mean(0, keepdim=True)
+        moments = [(v * each).mean() for each in (r, c, r * r, r * c, c * c)]
+        return torch.stack([v.mean(), torch.tensor(0.1), v.std(correction=0), *moments])[None], pos
+
+    noise = augmentation.draw(1, 1, generator)
+    x, pos = augmentation(*node(pixels, v), torch.zeros(1, dtype=torch.long), noise)
+    every = torch.zeros(50, dtype=torch.long)
+    moved = augmentation(torch.ones(50, 2), pixels, every, (noise[0], torch.zeros(50, 2)))[1]
+    brighter = v * (1 + noise[0][0, 5] * augmentation.intensity)
+    torch.testing.assert_close((x, pos), node(moved, brighter))
+
+
 @pytest.mark.parametrize("ranges", [{"rotate": -1}, {"jitter": math.inf}, {"intensity": math.nan}, {"scale": 1.0}])
 def test_invalid_position_ranges(ranges: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"augment.{next(iter(ranges))} must be"):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch, Data
 
-from mnist_lightning import MNISTDataModule, MNISTSuperpixelsDataModule, PositionAugmentation
+from mnist_lightning import InputError, MNISTDataModule, MNISTSuperpixelsDataModule, PositionAugmentation
 from mnist_lightning.data.graphs import batch_of
 from mnist_lightning.data.superpixels import SuperpixelGraphs
 
@@ -142,6 +142,58 @@ def test_augmentation_changes_only_nodes_of_training_graphs() -> None:
         assert torch.equal(a.x[:, 1], b.x[:, 1])
     for split in ("val", "test"):
         assert equal(list(plain.batches(split)), list(augmented.batches(split)))
+
+
+def test_training_batches_come_from_copies_and_evaluation_does_not() -> None:
+    plain, copied = module(), module(copies=1)
+    first, again, other = epoch(copied, 5), epoch(module(copies=1), 5), epoch(copied, 6)
+    assert equal(first, again)
+    assert not equal(first, other)
+    undistorted = epoch(plain, 5)
+    assert all(torch.equal(a.y, b.y) for a, b in zip(first, undistorted, strict=True))
+    of_images = [a.x.equal(b.x) for a, b in zip(first, undistorted, strict=True)]
+    assert 0 < sum(of_images) < len(of_images)  # the others are from the copy
+    for split in ("train", "val", "test"):
+        assert equal(list(plain.batches(split)), list(copied.batches(split)))
+
+
+def test_copies_keep_the_order_of_the_images() -> None:
+    data = module(copies=1, stratify=True, val_size=0.2)
+    (copy,), rows = data._open_copies(build=False), data._rows["train"]
+    painted = copy.x[:, 0][copy.segments[rows].flatten(1).long() + copy.node_ptr[rows, None]]
+    images = data.images_and_labels("train")[0].flatten(1) / 255
+    same, other = (torch.cosine_similarity(painted, part).mean() for part in (images, images.roll(1, 0)))
+    assert same > other + 0.15
+
+
+def test_evaluation_builds_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = module(copies=1)
+    opened = []
+    monkeypatch.setattr(data, "_open_copies", lambda build: opened.append(build))
+    for function in ("test", "fit"):
+        data.trainer = SimpleNamespace(state=SimpleNamespace(fn=function))  # type: ignore[assignment]
+        data.prepare_data()
+        assert opened == ([True] if function == "fit" else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": "shapes"}, "features must be one of plain, moments, got 'shapes'"),
+        ({"copies": -1}, "copies must be 0 or more, got -1"),
+    ],
+)
+def test_invalid_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MNISTSuperpixelsDataModule(**options)
+
+
+def test_moments() -> None:
+    data = module(features="moments", augment=PositionAugmentation())
+    plain = module(augment=PositionAugmentation())
+    batch = epoch(data, 0)[0]
+    assert batch.x.shape[1] == 8
+    assert torch.equal(batch.x[:, :2], epoch(plain, 0)[0].x)
 
 
 def test_augmentation_does_not_modify_the_cached_graphs() -> None:

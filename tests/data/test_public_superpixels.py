@@ -74,8 +74,16 @@ def test_rendered_images_resemble_the_digits(parts: list[list[dict[str, Tensor]]
 @pytest.mark.slow
 def test_train_a_gnn(parts: list[list[dict[str, Tensor]]], capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data.source=mnist_superpixels", f"--data.root={ROOT}", "--data.val_size=8", "--data.batch_size=16"]
-    main(["fit", "--config=gnn", *options, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"])
+    options += ["--data.copies=0", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    main(["fit", "--config=gnn", *options])
     assert "GNN on mnist_superpixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{"features": "moments"}, {"copies": 2}])
+def test_public_graphs_have_no_images(parts: list[list[dict[str, Tensor]]], options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"mnist_superpixels has no images, so it needs features plain and copies 0"):
+        module(**options)
+    assert len(module(features="plain", copies=0).graphs) == 50
 
 
 def test_missing_file() -> None:

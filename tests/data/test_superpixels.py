@@ -15,6 +15,7 @@ from mnist_lightning.data.superpixels import (
     NODES,
     SuperpixelGraphs,
     concatenate,
+    distorted,
     nearest_neighbors,
     read_graphs,
     segment,
@@ -71,6 +72,20 @@ def test_node_features_match_their_pixels(images: Tensor, graphs: SuperpixelGrap
             torch.testing.assert_close(graphs.pos[first + node], torch.stack(centre))
 
 
+def test_moments_match_their_pixels(images: Tensor, graphs: SuperpixelGraphs) -> None:
+    whole = superpixel_graphs(images[:3], features="moments")
+    assert torch.equal(whole.x[:, :2], graphs.x[: len(whole.x)])
+    row, column = np.mgrid[:28, :28]
+    for g, image in enumerate(images[:3].numpy() / 255):
+        nodes = whole.x[whole.node_ptr[g] : whole.node_ptr[g + 1]].numpy()
+        for node, (*_, deviation, r, c, rr, rc, cc) in enumerate(nodes):
+            inside = whole.segments[g].numpy() == node
+            v = image[inside]
+            dr, dc = ((axis[inside] - axis[inside].mean()) / 28 for axis in (row, column))
+            expected = [v.std(), *((v * moment).mean() for moment in (dr, dc, dr * dr, dr * dc, dc * dc))]
+            np.testing.assert_allclose([deviation, r, c, rr, rc, cc], expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.slow
 def test_neighbors_match_brute_force(graphs: SuperpixelGraphs) -> None:
     for g in range(len(graphs)):
@@ -115,6 +130,30 @@ def test_cache_file_is_built_once(images: Tensor, graphs: SuperpixelGraphs, tmp_
 def test_different_images_have_different_cache_files(images: Tensor, tmp_path: Path) -> None:
     paths = {stored_graphs("digits", part, [tmp_path]) for part in (images[:9], images[:9].flip(2))}
     assert len(paths) == 2
+
+
+def test_features_and_copies_have_their_own_cache_files(images: Tensor, tmp_path: Path) -> None:
+    one = stored_graphs("digits", images[:9], [tmp_path])
+    moments = stored_graphs("digits", images[:9], [tmp_path], features="moments")
+    copies = [stored_graphs("digits", images[:9], [tmp_path], copy=copy) for copy in (1, 2)]
+    assert len({one, moments, *copies}) == 4
+    assert torch.equal(read_graphs(moments).x[:, :2], read_graphs(one).x)
+
+
+def test_copies_are_distorted_and_segmented_anew(images: Tensor) -> None:
+    first, compactness = distorted(images, copy=1, chunk=0)
+    again, same = distorted(images, copy=1, chunk=0)
+    assert torch.equal(first, again)
+    assert compactness == same
+    for other in (distorted(images, copy=2, chunk=0), distorted(images, copy=1, chunk=1)):
+        assert not torch.equal(first, other[0])
+        assert compactness != other[1]
+    assert all(0.3 <= each <= 0.8 for each in compactness)
+    # The digit stays recognizable.
+    correlation = torch.corrcoef(torch.stack([images.flatten(), first.flatten()]).float())[0, 1]
+    assert 0.5 < correlation < 0.95
+    coarse, fine = (superpixel_graphs(images[:1], compactness=[each]) for each in (0.1, 1.0))
+    assert not torch.equal(coarse.segments, fine.segments)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "bit flip", "wrong format"])

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 
-from mnist_lightning import GNN, InputError, MNISTSuperpixelsDataModule
+from mnist_lightning import GNN, InputError, MNISTDataModule, MNISTSuperpixelsDataModule
 from mnist_lightning.models.graph_convolutions import edge_geometry
 
 CONVS = ["kernel", "gcn", "gat", "gin", "gatedgcn"]
@@ -15,6 +16,13 @@ CONVS = ["kernel", "gcn", "gat", "gin", "gatedgcn"]
 @pytest.fixture
 def batch(graphs: MNISTSuperpixelsDataModule) -> Batch:
     return next(graphs.batches("val"))
+
+
+def module_with_moments() -> MNISTSuperpixelsDataModule:
+    data = MNISTSuperpixelsDataModule(source="digits", batch_size=16, features="moments")
+    data.prepare_data()
+    data.setup("fit")
+    return data
 
 
 def inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -41,6 +49,30 @@ def test_background_nodes_have_no_evidence_but_send_messages(batch: Batch) -> No
     blank = int((data.x[:, 0] == 0).nonzero()[data.edge_index[0].bincount()[data.x[:, 0] == 0].argmax()])
     without = data.edge_index[:, data.edge_index[0] != blank]
     assert not torch.allclose(model(data.x, without, data.pos), model(data.x, data.edge_index, data.pos))
+
+
+@pytest.mark.parametrize("conv", CONVS)
+def test_updates_of_nodes_with_ink(conv: str, batch: Batch) -> None:
+    model = GNN(width=8, depth=2, conv=conv, updates="ink").eval()  # type: ignore[arg-type]
+    fast = model.unpack(batch)[0]
+    torch.testing.assert_close(model(*fast), model(*inputs(batch)), atol=1e-5, rtol=1e-5)
+    layers, ink = model.embeddings(*inputs(batch)[:3]), batch.x[:, 0] > 0
+    for before, after in pairwise(layers):
+        assert torch.equal(before[~ink], after[~ink])
+        assert not torch.equal(before[ink], after[ink])
+    to_background = ~ink[batch.edge_index[1]]
+    kept = batch.edge_index[:, ~to_background]
+    everywhere = GNN(width=8, depth=2, conv=conv).eval()  # type: ignore[arg-type]
+    everywhere.load_state_dict(model.state_dict())
+    assert not torch.allclose(everywhere(*fast), model(*fast))
+    if conv == "kernel":  # it needs no edges to the nodes that it does not update
+        torch.testing.assert_close(model(batch.x, kept, batch.pos, batch.batch), model(*fast), atol=1e-5, rtol=1e-5)
+
+
+def test_an_image_without_ink() -> None:
+    for updates in ("all", "ink"):
+        model = GNN(width=8, depth=1, updates=updates).eval()  # type: ignore[arg-type]
+        assert torch.equal(model.classify(torch.zeros(1, 28, 28, dtype=torch.uint8)), torch.zeros(1, 10))
 
 
 @pytest.mark.parametrize("conv", CONVS)
@@ -87,6 +119,28 @@ def test_masks_of_explainers_apply_with_neighbors(batch: Batch) -> None:
     torch.testing.assert_close(masked, model(*inputs(batch)))
     clear_masks(model)
     assert not torch.allclose(masked, model(*fast))
+
+
+def test_moments(batch: Batch, digits: MNISTDataModule) -> None:
+    model = GNN(width=8, depth=1, features="moments").eval()
+    images = digits.images_and_labels("val")[0]
+    inputs, labels = model.unpack(next(module_with_moments().batches("val")))
+    count = len(labels)
+    torch.testing.assert_close(model(*inputs), model.classify(images[:count]), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        nodes = model._standardized(inputs[0], inputs[2])
+    assert nodes.shape[1] == model.embedding[0].in_features == 10
+    assert (nodes.mean(dim=0).abs() < 0.6).all()
+    assert ((nodes.std(dim=0) > 0.3) & (nodes.std(dim=0) < 2)).all()
+    changed = inputs[0].clone()
+    changed[:, 7] *= 2
+    assert not torch.allclose(model(changed, *inputs[1:]), model(*inputs))
+
+
+def test_model_and_data_need_the_same_features(batch: Batch) -> None:
+    with pytest.raises(InputError, match="GNN with features moments takes 8 features per node, got 2; give the model"):
+        GNN(width=8, features="moments").unpack(batch)
+    assert GNN(width=8).unpack(batch)[0][0].shape[1] == 2
 
 
 def test_edge_geometry_is_relative_to_the_target(batch: Batch) -> None:
