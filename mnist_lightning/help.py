@@ -17,7 +17,7 @@ OPTIONS = (
     (
         "config",
         "NAME",
-        "speedrun, mlp, lenet, cnn, robust, resnet, densenet, efficientnet, gnn, or a YAML file. "
+        "speedrun, mlp, lenet, cnn, robust, resnet, densenet, efficientnet, gnn, gnn_moments, or a YAML file. "
         "A second one changes the first.",
         ("fit",),
     ),
@@ -32,6 +32,7 @@ OPTIONS = (
     ("init_from", "RUN", "Run or file of weights that a new run starts from.", ("fit",)),
     ("distill_from", "RUNS", "Run or folder of runs whose probabilities are learned in place of the labels.", ("fit",)),
     ("ckpt_path", "RUN", "Trained model: a run's folder or a checkpoint.", _EVALUATION),
+    ("shifts", "BOOL", "Classify each digit at five positions, too: true or false.", ("test",)),
     ("data.source", "NAME", "mnist, fashion_mnist, kmnist, qmnist, emnist_digits, digits or folder:PATH.", _ALL),
     ("data.root", "FOLDER", "Folder of the data.", _ALL),
     ("trainer.max_epochs", "N", "Number of epochs. Default: the config's, else 10.", ("fit",)),

@@ -118,6 +118,10 @@ def test_a_run_is_tested_validated_and_predicted_by_its_folder_alone(
     for verb, split in (("test", "test"), ("validate", "val")):
         main([verb, "--ckpt_path", str(trained), "--trainer.enable_progress_bar", "false"])
         assert f"{100 * summary[split]['accuracy']:.2f} %" in capsys.readouterr().out
+    main(["test", "--ckpt_path", str(trained), "--shifts", "true"])
+    plain, shifted = capsys.readouterr().out.split("MLP on digits")[1:]
+    assert "mean of five positions" in shifted
+    assert plain.split() != shifted.split()
     main(["predict", "--ckpt_path", str(trained / "checkpoints" / "last.ckpt")])
     rows = list(csv.DictReader(Path("predictions.csv").read_text().splitlines()))
     assert len(rows) == 360

@@ -88,12 +88,13 @@ class Answers:
         yield Table(f"Answers of {', '.join(self.models)}", list(columns), list(zip(*columns.values(), strict=True)))
 
 
-def classify(models: "Sequence[Classifier]", digits: "Tensor") -> "Tensor":
+def classify(models: "Sequence[Classifier]", digits: "Tensor", shifts: bool = False) -> "Tensor":
     """Computes the class probabilities of each model.
 
     Args:
         models: Models in evaluation mode.
         digits: Digits in MNIST format, uint8 [N, 28, 28], light on dark.
+        shifts: Whether to average over five positions of each digit.
 
     Returns:
         Probabilities, float [M, N, 10], of the M models.
@@ -107,7 +108,7 @@ def classify(models: "Sequence[Classifier]", digits: "Tensor") -> "Tensor":
     """
     import torch
 
-    return torch.stack([model.classify(digits).softmax(dim=1) for model in models])
+    return torch.stack([model.classify(digits, shifts).softmax(dim=1) for model in models])
 
 
 def remark(digit: "Tensor", probabilities: "Tensor") -> str:
@@ -132,7 +133,7 @@ def remark(digit: "Tensor", probabilities: "Tensor") -> str:
     return f"unsure: {likeliest[0]} or {likeliest[1]}" if confidence[0] < SURE else ""
 
 
-def classify_pictures(*paths: str, json: bool = False, output: str | None = None) -> Answers:
+def classify_pictures(*paths: str, json: bool = False, output: str | None = None, shifts: bool = False) -> Answers:
     """Classifies pictures of handwritten digits.
 
     The probabilities of several models are averaged. If a picture cannot be read, the error is reported, the others are
@@ -143,6 +144,7 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
             folders of pictures, or patterns (`*.jpg`).
         json: Print JSON in place of a table.
         output: Contact sheet to write (.png, .jpg, .pdf): each picture, its digit in 28x28 pixels, and the answer.
+        shifts: Average the probabilities over five positions of each digit, one pixel apart.
 
     Returns:
         The answers.
@@ -164,7 +166,7 @@ def classify_pictures(*paths: str, json: bool = False, output: str | None = None
     models = [load(checkpoint) for checkpoint in checkpoints]
     pictures, problems = _read(files, thumbnails=path is not None)
     digits = torch.stack([digit for _, digit, _ in pictures]) if pictures else torch.empty(0, 28, 28, dtype=torch.uint8)
-    probabilities = classify(models, digits)
+    probabilities = classify(models, digits, shifts)
     answers = []
     for (file, digit, _), mean, votes in zip(pictures, probabilities.mean(0), probabilities.argmax(2).t(), strict=True):
         confidence, likeliest = mean.topk(2)

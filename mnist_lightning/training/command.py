@@ -121,20 +121,15 @@ class CLI(LightningCLI):
         for name in (*ORIGINS, "experiment"):  # other verbs than fit find the origins in a run's config
             text = texts[name] if self.verb == "fit" or name == "experiment" else SUPPRESS
             parser.add_argument(f"--{name}", type=str | None, default=None, help=text)
+        if self.verb == "test":
+            parser.add_argument("--shifts", type=bool, default=False)
         if self.verb == "predict":
             parser.add_argument("--output", default="predictions.csv", help="File of the predictions (.csv).")
         parser.set_defaults({"data": {"class_path": "mnist_lightning.MNISTDataModule"}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the arguments, without Lightning's warning that they differ from those of the process."""
-        try:
-            self.config = parser.parse_args(args)
-        except UnicodeDecodeError as error:
-            raise InputError(f"a file that an option names is not UTF-8 text: {one_line(error)}") from error
-        except ValueError as error:
-            if "null byte" in str(error):  # in a path
-                raise InputError(one_line(error)) from error
-            raise
+        self.config = parser.parse_args(args)
         gc.freeze()  # cli.py turned the garbage collector off for the imports
         gc.enable()
 
@@ -333,6 +328,8 @@ class CLI(LightningCLI):
     def after_test(self) -> None:
         """Prints the metrics."""
         self._print(evaluation_table("test", self.model, self.datamodule))
+        if self._get(self.config_init, "shifts") and self.trainer.is_global_zero:
+            self._print(evaluation_table("test", self.model, self.datamodule, shifts=True))
 
     def after_predict(self) -> None:
         """Writes the predictions."""

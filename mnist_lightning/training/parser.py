@@ -17,7 +17,7 @@ from mnist_lightning import models
 from mnist_lightning.arguments import OneLineParser, explain_missing_model
 from mnist_lightning.data.graphs import MNISTSuperpixelsDataModule
 from mnist_lightning.data.images import MNISTDataModule
-from mnist_lightning.errors import InputError, suggestion
+from mnist_lightning.errors import InputError, one_line, suggestion
 from mnist_lightning.help import OPTIONS
 
 _PROFILERS = ("simple", "advanced", "pytorch", "xla")
@@ -30,6 +30,17 @@ class TrainerParser(OneLineParser, LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"usage": SUPPRESS, **kwargs})  # Lightning's usage fills the screen
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parses arguments. A file that is no text is named on one line."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except UnicodeDecodeError as error:
+            raise InputError(f"a file that an option names is not UTF-8 text: {one_line(error)}") from error
+        except ValueError as error:
+            if "null byte" in str(error):  # in a path
+                raise InputError(one_line(error)) from error
+            raise
 
     def add_class_arguments(
         self, class_type: type, nested_key: str | None = None, *args: Any, **kwargs: Any

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_lightning.classifier import Classifier
+from mnist_lightning.data.images import MNISTDataModule
+from mnist_lightning.data.public_superpixels import PUBLIC
+from mnist_lightning.errors import InputError
 from mnist_lightning.evaluation.metrics import Metrics, metrics, metrics_table
 from mnist_lightning.evaluation.page import Table, line, unbroken
 
@@ -17,17 +20,26 @@ if TYPE_CHECKING:
 _SPLITS = {"test": "test", "val": "validation", "train": "training"}
 
 
-def evaluation_table(split: str, model: Classifier, data: object) -> Table:
+def evaluation_table(split: str, model: Classifier, data: object, shifts: bool = False) -> Table:
     """Makes the table of `validate` and `test`: a row per digit.
 
     Args:
         split: `val` or `test`.
         model: The model, after the evaluation.
         data: Data module of the evaluation.
+        shifts: Whether to classify the digits again, averaged over five positions.
+
+    Raises:
+        InputError: If the data have no images to shift.
     """
     logits, labels = model.predictions[split]
-    results = metrics(logits, labels, float(model.loss(logits, labels)))
     source = getattr(data, "source", type(data).__name__)
+    if shifts:
+        if not isinstance(data, MNISTDataModule) or data.source == PUBLIC:
+            raise InputError(f"shifts need images, which {source} does not have")
+        logits = model.classify(data.images_and_labels(split)[0], shifts=True)
+        source += ", mean of five positions"
+    results = metrics(logits, labels, float(model.loss(logits, labels)))
     return metrics_table({split: results}, f"{type(model).__name__} on {source}")
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mnist_lightning import GNN, Classifier, InputError
+from mnist_lightning import GNN, Classifier, InputError, LeNet5
 from mnist_lightning.cli import main
 from mnist_lightning.data.sources import read
 from mnist_lightning.deploy.classify import classify, classify_pictures, remark
@@ -67,6 +67,14 @@ def pictures(tmp_path: Path, digits: tuple[Tensor, Tensor]) -> Path:
         image = images[int((labels == digit).nonzero()[3])].numpy()
         Image.fromarray(255 - image).resize((140, 140)).save(folder / f"{digit}.png")
     return folder
+
+
+def test_shifts_change_the_confidence(pictures: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    checkpoint = saved(LeNet5(), tmp_path / "random")
+    plain, shifted = (classify_pictures(checkpoint, str(pictures), shifts=shifts).answers for shifts in (False, True))
+    assert [answer.file for answer in plain] == [answer.file for answer in shifted]
+    assert [answer.confidence for answer in plain] != [answer.confidence for answer in shifted]
 
 
 def test_folder_of_pictures(checkpoint: str, pictures: Path) -> None:

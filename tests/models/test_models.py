@@ -52,6 +52,18 @@ def test_classify_equals_forward(build: type[Classifier], take: Take, digits: MN
         model.classify(images.float())
 
 
+def test_shifts_average_the_probabilities_of_five_positions(build: type[Classifier], digits: MNISTDataModule) -> None:
+    model, images = build().eval(), digits.images_and_labels("train")[0][:3].clone()
+    images[:, 0] = 255  # pixels that leave at the top do not enter at the bottom
+    up, down, left, right = (torch.zeros_like(images) for _ in range(4))
+    up[:, :-1], down[:, 1:], left[:, :, :-1], right[:, :, 1:] = (
+        *(images[:, 1:], images[:, :-1]),
+        *(images[:, :, 1:], images[:, :, :-1]),
+    )
+    views = [model.classify(view).softmax(dim=1) for view in (images, up, down, left, right)]
+    torch.testing.assert_close(model.classify(images, shifts=True).exp(), torch.stack(views).mean(dim=0))
+
+
 def test_every_parameter_gets_a_gradient(build: type[Classifier], take: Take) -> None:
     model = build()
     inputs, labels = take(FIRST)
