@@ -167,6 +167,8 @@ def _data_of(checkpoint: Path, root: str | None) -> MNISTDataModule:
     if class_path.split(".")[0] != "mnist_lightning":
         raise InputError(f"{run.config_file} names data of another package, {class_path}; {advice}")
     cls = MNISTSuperpixelsDataModule if source == PUBLIC else MNISTDataModule
+    if cls is MNISTDataModule and class_path.endswith("MNISTSuperpixelsDataModule"):  # the model makes its own graphs
+        arguments = {name: value for name, value in arguments.items() if name not in ("features", "copies")}
     seed = (run.summary["seed"] or 0) if arguments.get("seed") is None else arguments["seed"]
     changes = {"source": source, "root": root or arguments.get("root"), "seed": seed, "augment": None, "fallback": None}
     try:

@@ -75,7 +75,7 @@ def remove_unstarted(experiment: Path) -> None:
     for folder in experiment.glob("version_*"):
         if folder.is_dir() and not Run(folder).exists and not is_locked(folder):
             files = [path for path in folder.rglob("*") if not path.is_dir()]
-            if all(path.name.startswith("events.out.tfevents") for path in files):
+            if all(path.name.startswith(("events.out.tfevents", "hparams.yaml")) for path in files):
                 shutil.rmtree(folder)
 
 

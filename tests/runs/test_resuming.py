@@ -255,8 +255,9 @@ def test_a_checkpoint_outside_of_a_run_is_refused(runs: dict[str, Path], fails: 
 
 @pytest.mark.slow
 def test_a_checkpoint_from_within_an_epoch_is_refused(tmp_path: Path, fails: Callable[..., str]) -> None:
-    trained(tmp_path, "--trainer.val_check_interval=0.3", "--trainer.max_epochs=2", crash_in=1)
-    line = fails("fit", f"--ckpt_path={RUN}/checkpoints/last.ckpt")
+    callback = ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.filename=within"]
+    trained(tmp_path, *callback, "--trainer.callbacks.every_n_train_steps=4", "--trainer.max_epochs=2", crash_in=1)
+    line = fails("fit", f"--ckpt_path={RUN}/checkpoints/within.ckpt")
     assert "was saved within an epoch and cannot be resumed; resume" in line
     main(["fit", f"--ckpt_path={RUN}"])
     assert read_checkpoint(RUN / "checkpoints/last.ckpt")["global_step"] == 22

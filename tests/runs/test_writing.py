@@ -7,7 +7,7 @@ import pytest
 from mnist_lightning.runs import writing
 from mnist_lightning.runs.finding import runs_at
 from mnist_lightning.runs.run import Run
-from mnist_lightning.runs.writing import pack, unpack
+from mnist_lightning.runs.writing import pack, remove_unstarted, unpack
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -59,3 +59,15 @@ def test_hidden_folders_hold_no_runs(logs: Path) -> None:
     shutil.copytree(logs / "mlp", logs / ".mlp")
     assert not [run for run in runs_at(logs, []) if ".mlp" in str(run.folder)]
     assert len(runs_at(logs / ".mlp", [])) == 1
+
+
+def test_what_killed_trainings_left_before_their_first_step_is_removed(logs: Path) -> None:
+    experiment = logs / "lenet5"
+    finished = sorted(path.name for path in experiment.iterdir())
+    for name in ("version_7", "version_8", "version_9"):
+        (experiment / name).mkdir()
+    for name in ("events.out.tfevents.1", "hparams.yaml"):
+        (experiment / "version_7" / name).touch()
+    (experiment / "version_8" / "notes.txt").touch()
+    remove_unstarted(experiment)
+    assert sorted(path.name for path in experiment.iterdir()) == [*finished, "version_8"]

@@ -216,7 +216,7 @@ def test_summary_of_a_single_run(
     assert max(map(len, printed.splitlines())) <= 120
     assert printed.count("precision") == 3
     text = Path("report/summary.txt").read_text()
-    for expected in ("lenet5: LeNet5 on digits, seed 1", "parameters: 61706", "best epoch: 1"):
+    for expected in ("lenet5: LeNet5 on digits, seed 1", "parameters: 61706", "epochs: 1"):
         assert expected in text
         assert expected in printed
     assert text.count("precision") == 3
