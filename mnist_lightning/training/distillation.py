@@ -40,15 +40,12 @@ class Distillation(IdleInSteps):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses teachers of other classes, when the data are known."""
         data = own_data(trainer)
+        if stage != "fit" or data is None:
+            return
         for file, origin in self._origins.items():
-            if (
-                stage == "fit"
-                and data is not None
-                and origin.get("classes") not in (None, data.state_dict()["classes"])
-            ):
-                raise InputError(
-                    f"{file} was trained on {origin['source']}, whose classes are not those of {data.source}"
-                )
+            if origin.get("classes") not in (None, data.state_dict()["classes"]):
+                source = origin["source"]
+                raise InputError(f"{file} was trained on {source}, whose classes are not those of {data.source}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the model its teachers."""
